@@ -1,0 +1,33 @@
+"""Declare sysup._native to cffi: native.h is both the C header and the cdef.
+
+`setup.py` names `ffi` below in cffi_modules; `SYSUP_CFLAGS` adds compiler flags
+(the sanitizer and warnings-as-errors builds use it).
+"""
+
+import os
+import pathlib
+import shlex
+
+from cffi import FFI
+
+HERE = pathlib.Path(__file__).resolve().parent
+SOURCES = ("spawn.c", "pump.c", "sink.c")
+WARNINGS = "-std=c17 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion"
+
+ffi = FFI()
+header = (HERE / "native.h").read_text()
+ffi.cdef("\n".join(line for line in header.splitlines() if not line.startswith("#")))
+ffi.set_source(
+    "sysup._native",
+    '#include "native.h"',
+    sources=[f"_native/{name}" for name in SOURCES],
+    include_dirs=["_native"],
+    depends=["_native/native.h"],
+    extra_compile_args=[
+        *shlex.split(WARNINGS),
+        "-O2",
+        "-fvisibility=hidden",
+        *shlex.split(os.environ.get("SYSUP_CFLAGS", "")),
+    ],
+    extra_link_args=["-pthread", *shlex.split(os.environ.get("SYSUP_LDFLAGS", ""))],
+)

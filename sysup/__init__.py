@@ -1,0 +1,3 @@
+"""sysup: a process supervisor for Linux that lives inside systemd."""
+
+__version__ = "0.1.0"

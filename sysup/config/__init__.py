@@ -1,0 +1,1 @@
+"""Options: one declaration each; INI text in, frozen dataclasses out."""

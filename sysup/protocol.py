@@ -1,0 +1,180 @@
+"""The wire: requests, replies and events, as Circus 0.19 speaks them.
+
+A request is one JSON object in one frame, sent by a DEALER to the daemon's ROUTER:
+
+    {"id": "75dd85c7", "command": "incr", "properties": {"name": "web", "nb": 2, "waiting": true}}
+
+and so is its reply, with the request's `id`:
+
+    {"status": "ok", "time": 1795456264.35, "numprocesses": 4, "id": "75dd85c7"}
+    {"status": "error", "reason": "program nope not found", "tb": null, "errno": 3, "time": ..., "id": ...}
+
+An event is two frames from a PUB socket: the topic `watcher.NAME.EVENT` and a JSON object.
+Pure: no socket is opened here, and the time is an argument.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+MAX_MESSAGE = 1 << 20
+"""Bytes of the longest request the daemon reads."""
+
+CONTROL_SOCKET = "control"
+EVENTS_SOCKET = "events"
+"""Names of the sockets in an app's runtime directory."""
+
+
+class Errno(IntEnum):
+    """The `errno` of an error reply (Circus's numbers)."""
+
+    NOT_SPECIFIED = 0
+    INVALID_JSON = 1
+    UNKNOWN_COMMAND = 2
+    MESSAGE_ERROR = 3
+    OS_ERROR = 4
+    COMMAND_ERROR = 5
+    BAD_MSG_DATA_ERROR = 6
+    ACCESS_DENIED = 7
+    """sysup's own: the peer's role does not allow the command."""
+
+
+class SysupError(Exception):
+    """What a user or client can do something about; its text is the reason they read."""
+
+    errno = Errno.COMMAND_ERROR
+
+
+class InvalidJson(SysupError):
+    """The request is not JSON."""
+
+    errno = Errno.INVALID_JSON
+
+
+class UnknownCommand(SysupError):
+    """There is no such command."""
+
+    errno = Errno.UNKNOWN_COMMAND
+
+
+class MessageError(SysupError):
+    """A property is missing or wrong, or names what is not there."""
+
+    errno = Errno.MESSAGE_ERROR
+
+
+class AccessDenied(SysupError):
+    """The peer may not do this."""
+
+    errno = Errno.ACCESS_DENIED
+
+
+@dataclass(frozen=True)
+class Request:
+    """A command as it was asked for.
+
+    `cast` requests get no reply at all; `waiting` ones get theirs when the work is done.
+    """
+
+    command: str
+    properties: Mapping[str, Any] = field(default_factory=dict)
+    id: Any = None
+    cast: bool = False
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the reply is to come only when the work is done."""
+        return bool(self.properties.get("waiting", False))
+
+
+def decode_request(data: bytes) -> Request:
+    """Read a request.
+
+    Raises InvalidJson when `data` is not JSON, MessageError when it is JSON of another
+    shape; nothing else, whatever the bytes.
+    """
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InvalidJson("json invalid") from None
+    if not isinstance(message, dict):
+        raise MessageError("message invalid: not a JSON object")
+    command = message.get("command")
+    if not isinstance(command, str):
+        raise MessageError("message invalid: 'command' is missing")
+    properties = message.get("properties")
+    if properties is None:
+        properties = {}
+    if not isinstance(properties, dict):
+        raise MessageError("message invalid: 'properties' is not an object")
+    return Request(
+        command=command.lower(),
+        properties=properties,
+        id=message.get("id"),
+        cast=message.get("msg_type") == "cast",
+    )
+
+
+def request_id(data: bytes) -> Any:
+    """The `id` of a request that may be malformed otherwise; None if it has none."""
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return message.get("id") if isinstance(message, dict) else None
+
+
+def encode_request(request: Request) -> bytes:
+    """The frame of a request."""
+    message: dict[str, Any] = {
+        "id": request.id,
+        "command": request.command,
+        "properties": dict(request.properties),
+    }
+    if request.cast:
+        message["msg_type"] = "cast"
+    return json.dumps(message).encode()
+
+
+def ok(fields: Mapping[str, Any], request_id: Any, time: float) -> bytes:
+    """The frame of a good reply; `fields` may overwrite `status`, as `status NAME` does."""
+    return json.dumps({"status": "ok", "time": time, **fields, "id": request_id}).encode()
+
+
+def error(reason: str, errno: int, request_id: Any, time: float, tb: str | None = None) -> bytes:
+    """The frame of an error reply."""
+    return json.dumps(
+        {
+            "status": "error",
+            "reason": reason,
+            "tb": tb,
+            "time": time,
+            "errno": int(errno),
+            "id": request_id,
+        }
+    ).encode()
+
+
+def event_name(watcher: str) -> str:
+    """A watcher's name as topics have it (Circus's `res_name`)."""
+    return watcher.lower().replace(" ", "_")
+
+
+def topic(watcher: str, event: str) -> bytes:
+    """The topic of an event of a watcher."""
+    return f"watcher.{event_name(watcher)}.{event}".encode()
+
+
+def split_topic(data: bytes) -> tuple[str, str]:
+    """(watcher, event) of a topic; a watcher's name may hold dots."""
+    parts = data.decode("utf-8", "replace").split(".")
+    return ".".join(parts[1:-1]), parts[-1]
+
+
+def encode_event(payload: Mapping[str, Any]) -> bytes:
+    """The second frame of an event."""
+    return json.dumps(payload).encode()
