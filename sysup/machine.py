@@ -196,17 +196,23 @@ Action: TypeAlias = Spawn | Signal | Kill | Clear | Abandon | Publish
 
 @dataclass
 class History:
-    """Deaths that count. One for each slot, or one for a watcher (`flapping.scope`)."""
+    """Deaths that count. One for each slot, or one for a watcher (`flapping.scope`).
+
+    `waited` is the time spent in back-off. The window leaves it out: else the growing
+    waits would draw the deaths of a crash loop apart and hide it.
+    """
 
     deaths: deque[float] = field(default_factory=deque)
     tries: int = 0
     on_trial: bool = False
+    waited: float = 0.0
 
     def forget(self) -> None:
         """A clean record: after a command, or a stable run."""
         self.deaths.clear()
         self.tries = 0
         self.on_trial = False
+        self.waited = 0.0
 
     def is_crash_loop(self, spec: WatcherSpec, now: float, uptime: float) -> bool:
         """Note a death and say whether it makes a crash loop.
@@ -214,8 +220,9 @@ class History:
         A try after a wait is a crash loop again by a single death within the window.
         """
         flapping = spec.flapping
-        self.deaths.append(now)
-        while self.deaths[0] < now - flapping.window:
+        stamp = now - self.waited
+        self.deaths.append(stamp)
+        while self.deaths[0] < stamp - flapping.window:
             self.deaths.popleft()
         on_trial = self.on_trial and uptime < flapping.window
         self.on_trial = False
@@ -338,6 +345,10 @@ class Lifecycle:
     def _spawn(self, event: Event, now: float) -> tuple[State, list[Action]]:
         self.delay = 0.0
         return State.STARTING, [Spawn()]
+
+    def _retry(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        self.history.waited += self.delay
+        return self._spawn(event, now)
 
     def _start(self, event: Start, now: float) -> tuple[State, list[Action]]:
         self.want = Want.UP
@@ -505,7 +516,7 @@ _TABLE: dict[State, tuple[Rule, ...]] = {
     ),
     State.BACKOFF: (
         *(_L._start, _L._stop, _ignore, _never, _never),
-        *(_ignore, _ignore, _never, _L._released, _L._spawn),
+        *(_ignore, _ignore, _never, _L._released, _L._retry),
     ),
     State.FLAPPING: (
         *(_L._start, _L._stop, _ignore, _never, _never),
