@@ -34,7 +34,7 @@ help:
 	@echo 'make clean   remove all that was built'
 
 demo: $(READY)
-	@$(BIN)/python tests/e2e/demo
+	@$(BIN)/python -m tests.e2e.demo
 
 test: $(READY)
 	@$(BIN)/python -m pytest $(TESTS)
