@@ -1,0 +1,73 @@
+# Each target works as the first command in a fresh clone: what it needs is set up first, in
+# .venv, and again whenever the build or the C code changed.
+#
+#     make test PYTHON=/usr/bin/python3     build with that interpreter (after make clean)
+#     make test TESTS='-k pump -x'          arguments for pytest
+#     make bench BENCH='--quick restart'    arguments for the benchmarks (--help tells)
+
+PYTHON ?=
+CC ?= gcc
+TESTS ?=
+BENCH ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+NATIVE := $(wildcard _native/*)
+C_CODE := $(wildcard _native/*.c tests/native/*.c tests/bench/*.c)
+
+# The wheel support of setuptools 70.1 spares a dependency on the wheel package.
+BUILD_TOOLS := 'setuptools>=70.1' 'cffi>=1.15.1'
+PRINT_WARNINGS := import runpy; print(runpy.run_path("_native/build.py")["WARNINGS"])
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check bench format clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo    build, and see the founding examples at work'
+	@echo 'make test    build, and run all tests'
+	@echo 'make check   formatting, lint, types, compiler warnings'
+	@echo 'make bench   measure, with circus and supervisord beside it'
+	@echo 'make format  put the Python code in shape'
+	@echo 'make clean   remove all that was built'
+
+demo: $(READY)
+	@$(BIN)/python -m tests.e2e.demo
+
+test: $(READY)
+	@$(BIN)/python -m pytest $(TESTS)
+
+check: $(READY)
+	@echo 'format' && $(BIN)/ruff format --check --quiet .
+	@echo 'lint' && $(BIN)/ruff check --quiet .
+	@echo 'types' && $(BIN)/mypy --no-error-summary
+	@echo 'compiler warnings' && for file in $(C_CODE); do \
+	    $(CC) $$($(BIN)/python -c '$(PRINT_WARNINGS)') -Werror -O2 -I_native -c -o /dev/null $$file \
+	        || exit 1; \
+	done
+
+bench: $(READY)
+	@$(BIN)/python -m tests.bench $(BENCH)
+
+format: $(READY)
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sysup/_native.c sysup/_native*.so
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find sysup tests _native -name __pycache__ -prune -exec rm -rf {} +
+
+# The extension is built into sysup/ and the package installed from there, so Python code runs
+# as it stands; an old extension is removed first, lest a failed build leave it in use.
+$(READY): pyproject.toml setup.py Makefile .ci/prerequisites $(NATIVE)
+	@python=$$(.ci/prerequisites $(PYTHON)) && \
+	    if ! $(BIN)/python -c '' 2>/dev/null; then \
+	        echo "making $(VENV) with $$python" && $$python -m venv --clear $(VENV); \
+	    fi
+	@rm -f sysup/_native*.so
+	@echo 'getting the build tools' && $(BIN)/python -m pip install --quiet $(BUILD_TOOLS)
+	@echo 'building sysup, getting what it and its tests need' && \
+	    $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,check]'
+	@touch $@

@@ -1,0 +1,48 @@
+"""The `sysupd` fixture: real daemons, with nothing left of them afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.harness import Daemon, become_subreaper, descendants
+
+Start = Callable[..., Daemon]
+"""start(ini, app="app", env=None, wait=True) -> Daemon"""
+
+
+@pytest.fixture
+def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Start daemons in `tmp_path`; they end with the test, and must leave no process behind.
+
+    `start` returns once the daemon answers; with `wait=False` at once, for those that are not
+    meant to come up.
+    """
+    become_subreaper()
+    before = descendants(os.getpid()).keys()
+    runtime = tmp_path_factory.mktemp("run")
+
+    def start(
+        ini: str, app: str = "app", env: Mapping[str, str] | None = None, wait: bool = True
+    ) -> Daemon:
+        daemon = daemons.enter_context(Daemon(tmp_path, runtime, ini, app, env))
+        if wait:
+            daemon.call("numwatchers")
+        return daemon
+
+    try:
+        with ExitStack() as daemons:
+            yield start
+    finally:
+        left = {
+            pid: command for pid, command in descendants(os.getpid()).items() if pid not in before
+        }
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert not left, f"left behind: {left}"
