@@ -134,7 +134,7 @@ def test_a_log_directory_that_is_missing_holds_the_output_back(
 ) -> None:
     daemon = sysupd(
         "[watcher:w]\ncmd = sh -c 'echo first; exec sleep 1000'\n"
-        f"stdout_stream.class = FileStream\nstdout_stream.filename = {tmp_path}/no/dir/w.log\n{GOOD}"
+        f"stdout_stream.filename = {tmp_path}/no/dir/w.log\n{GOOD}"
     )
     problem = until(
         lambda: daemon.call("status", name="w")["watchers"]["w"]["problem"], "the problem is told"
