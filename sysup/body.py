@@ -27,10 +27,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from sysup import config
-from sysup.config import WatcherSpec
+from sysup.config import StreamSpec, WatcherSpec
 from sysup.process import OS, Launch, Process, identity
 from sysup.protocol import SysupError
-from sysup.streams import Pump, Sink, Stream, open_sink
+from sysup.streams import Pump, Sink, Stream, StreamName, open_sink
 
 MARKER = "SYSUP_PROCESS"
 """The variable in each child's environment by which its descendants are known."""
@@ -51,7 +51,6 @@ class Body:
     serial: int
     process: Process
     marker: str
-    scope: str
     streams: list[Stream]
     output: str = ""
     dead: bool = False
@@ -90,19 +89,27 @@ class Mould:
     What is the same for every process (identity, environment, limits, sinks) is worked out
     once, here, and anew by the next mould. Raises SysupError for what can't be had: an
     unknown user, a stream class that can't be loaded.
+
+    Args:
+        on_read_out: told of a body when one of its pipes was read to the end.
+        on_sink: told why output can't be written, and None when it can again.
     """
 
     _serials = itertools.count(1)
     _nonce = secrets.token_hex(8)
 
     def __init__(
-        self, setting: Setting, spec: WatcherSpec, on_read_out: Callable[[Body], None]
+        self,
+        setting: Setting,
+        spec: WatcherSpec,
+        on_read_out: Callable[[Body], None],
+        on_sink: Callable[[str | None], None],
     ) -> None:
         self._setting = setting
         self._spec = spec
         self._on_read_out = on_read_out
-        self._problems: dict[str, str] = {}
-        self._sinks: dict[str, Sink] = {}
+        self._on_sink = on_sink
+        self._sinks: dict[StreamName, Sink] = {}
         self._launch = self._prepare()
         try:
             self._open_sinks()
@@ -113,7 +120,7 @@ class Mould:
     @property
     def problem(self) -> str:
         """Why output can't be written at present; empty if it can."""
-        return "; ".join(self._problems.values())
+        return "; ".join(sink.failure for sink in self._sinks.values() if sink.failure)
 
     def close(self) -> None:
         """Let go of the sinks; what is still being read into them is read to its end."""
@@ -145,7 +152,7 @@ class Mould:
         finally:
             for _, writing in pipes.values():
                 os.close(writing)
-        body = Body(serial, process, marker, spec.stop_scope, [])
+        body = Body(serial, process, marker, [])
         for name, sink in self._sinks.items():
             body.streams.append(
                 setting.pump.add(
@@ -192,18 +199,15 @@ class Mould:
 
     def _open_sinks(self) -> None:
         spec = self._spec
-        for name, stream, closed in (
+        outputs: tuple[tuple[StreamName, StreamSpec | None, bool], ...] = (
             ("stdout", spec.stdout_stream, spec.close_child_stdout),
             ("stderr", spec.stderr_stream, spec.close_child_stderr),
-        ):
+        )
+        for name, stream, closed in outputs:
             if not closed:
-                self._sinks[name] = open_sink(self._setting.pump, stream, name, self._on_state)
-
-    def _on_state(self, sink: Sink, reason: str | None) -> None:
-        if reason is None:
-            self._problems.pop(sink.name, None)
-        else:
-            self._problems[sink.name] = reason
+                self._sinks[name] = open_sink(
+                    self._setting.pump, stream, name, lambda sink, reason: self._on_sink(reason)
+                )
 
 
 def used_sockets(spec: WatcherSpec, names: Collection[str]) -> list[str]:
@@ -244,16 +248,19 @@ class Remains:
             self._empty = self._loop.create_future()
             await self._empty
 
-    def clear(self, body: Body, on_released: Callable[[int], None]) -> None:
-        """Begin with a body whose process has ended; `on_released(serial)` when it is gone."""
+    def clear(self, body: Body, scope: str, on_released: Callable[[int], None]) -> None:
+        """Begin with a body whose process has ended; `on_released(serial)` when it is gone.
+
+        `scope` is the watcher's `stop_scope`: how much of the tree goes with the process.
+        """
         body.dead = True
         body.on_released = on_released
         self._bodies[body.serial] = body
-        if body.scope == "main":
+        if scope == "main":
             body.tree_empty = True
         else:
             self._os.signal_group(body.process.pid, signal.SIGKILL)
-            body.tree_empty = body.scope == "group"
+            body.tree_empty = scope == "group"
         if not body.tree_empty:
             self._plan_look(FIRST_LOOK)
         self._loop.call_soon(self.check, body)

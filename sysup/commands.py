@@ -13,7 +13,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 from sysup import __version__, config
 from sysup.config import Role
@@ -21,11 +21,11 @@ from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.watcher import Watcher
 
-T = TypeVar("T")
-
-
 RANK = {Role.READ: 1, Role.OPERATE: 2, Role.ADMIN: 3}
 """Each role includes those of lower rank."""
+
+
+Reply: TypeAlias = Mapping[str, Any]
 
 
 class App(Protocol):
@@ -37,16 +37,13 @@ class App(Protocol):
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     async def start_all(self) -> None: ...
     async def stop_all(self) -> None: ...
-    async def reload_config(self) -> Mapping[str, Any]: ...
+    def reload_config(self) -> Coroutine[Any, Any, Reply]: ...
     def quit(self) -> None: ...
     async def ended(self) -> None: ...
     def options(self) -> Mapping[str, Any]: ...
     def sockets(self) -> list[Mapping[str, Any]]: ...
     def own_stats(self) -> Mapping[str, Any]: ...
     def stats(self, watchers: list[Watcher], extended: bool) -> dict[str, dict[str, Any]]: ...
-
-
-Reply: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,12 +63,11 @@ class Properties:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
-    def _get(self, key: str, kind: type[T] | tuple[type[T], ...], word: str) -> T:
+    def _get(self, key: str, kinds: tuple[type, ...], word: str) -> Any:
         if key not in self:
             raise MessageError(f"message invalid '{key}' is missing")
         value = self._values[key]
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if wrong_bool or not isinstance(value, kind):
+        if isinstance(value, bool) or not isinstance(value, kinds):
             raise MessageError(f"message invalid '{key}' isn't {word}")
         return value
 
@@ -81,13 +77,13 @@ class Properties:
 
     def text(self, key: str) -> str:
         """A string."""
-        return self._get(key, str, "a string")
+        return str(self._get(key, (str,), "a string"))
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number."""
         if default is not None and key not in self:
             return default
-        return self._get(key, int, "a whole number")
+        return int(self._get(key, (int,), "a whole number"))
 
     def seconds(self, key: str) -> float | None:
         """A time; circusctl sends text. None if it is not there."""
@@ -112,14 +108,17 @@ class Properties:
 
     def strings(self, key: str) -> list[str]:
         """A list of strings."""
-        values = self._get(key, list, "a list")
+        values: list[Any] = self._get(key, (list,), "a list")
         if not all(isinstance(value, str) for value in values):
             raise MessageError(f"message invalid '{key}' isn't a list of strings")
         return values
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         """An object; empty if it is not there."""
-        return self._get(key, dict, "an object") if key in self else {}
+        if key not in self:
+            return {}
+        values: dict[str, Any] = self._get(key, (dict,), "an object")
+        return values
 
     def signum(self, key: str) -> int:
         """A signal by number or by name, with or without SIG."""
@@ -455,7 +454,7 @@ def set_(app: App, p: Properties) -> Later:
     """Change options of a watcher."""
     watcher, values = find(app, p.text("name")), p.mapping("options")
     config.with_options(watcher.spec, values)  # what is wrong is told before the reply
-    return Later(_then(watcher.set(values), lambda impacts: {"impacts": impacts}))
+    return Later(_then(watcher.set_options(values), lambda impacts: {"impacts": impacts}))
 
 
 @command(Role.ADMIN)
@@ -478,7 +477,7 @@ def rm(app: App, p: Properties) -> Later:
 @command(Role.ADMIN)
 def reloadconfig(app: App, p: Properties) -> Later:
     """Read the config files again and do what the difference asks for."""
-    return Later(app.reload_config())  # type: ignore[arg-type]
+    return Later(app.reload_config())
 
 
 @command(Role.ADMIN)

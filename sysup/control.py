@@ -78,7 +78,7 @@ class Control:
             router.close(0)
             raise
         self._routers[router] = role
-        self._loop.add_reader(router.getsockopt(zmq.FD), self._read, router)
+        self._loop.add_reader(router.fileno(), self._read, router)
         self._loop.call_soon(self._read, router)
         self.endpoints.append(endpoint)
 
@@ -91,7 +91,7 @@ class Control:
         for task in self._tasks:
             task.cancel()
         for router in self._routers:
-            self._loop.remove_reader(router.getsockopt(zmq.FD))
+            self._loop.remove_reader(router.fileno())
             router.close()
         self._events.close()
         self._context.term()

@@ -327,7 +327,7 @@ class Daemon:
     async def start_all(self) -> None:
         """Start what is to be started by itself: high priority first."""
         pause = self.config.daemon.warmup_delay
-        started = []
+        started: list[asyncio.Task[Any]] = []
         for watcher in self._by_priority():
             if not watcher.spec.autostart:
                 continue

@@ -116,7 +116,9 @@ def plan(goal: Goal, slots: Iterable[Slot], now: float) -> Plan:
     if launches and now < goal.not_before:
         return Plan(steps, min(again_at or goal.not_before, goal.not_before))
     wids = _free_wids(slots)
-    steps += [Launch(next(wids)) for _ in range(min(launches, 1) if goal.one_by_one else launches)]
+    if goal.one_by_one:
+        launches = min(launches, 1)
+    steps += [Launch(next(wids)) for _ in range(launches)]
     return Plan(steps, again_at)
 
 
@@ -142,8 +144,9 @@ def _split_spent(slots: Iterable[Slot]) -> tuple[list[Slot], list[Slot]]:
 def _retire(goal: Goal, current: list[Slot], old: list[Slot], now: float) -> list[Slot]:
     """Which slots of older generations can go now: what serves nobody, and what is spare.
 
-    Unproven ones go first, the youngest of them first, and only proven ones count for one that is proven: a process
-    that is up just now, between two crashes, is no reason to stop one that works.
+    Unproven ones go first, the youngest of them first, and only proven ones make a proven
+    one spare: a process that is up just now, between two crashes, is no reason to stop one
+    that works.
     """
     useless = [s for s in old if s.life.state in NOT_SERVING]
     serving = [s for s in old if s.life.state not in NOT_SERVING]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from tests.e2e.conftest import Start
 from tests.e2e.harness import PROGRAMS, Daemon, until
@@ -203,9 +204,7 @@ def test_a_daemon_that_keeps_the_pipe_open(sysupd: Start, scope: str) -> None:
 
 def test_garbage_on_the_control_socket(sysupd: Start) -> None:
     daemon = sysupd(GOOD)
-    import zmq
-
-    peer = zmq.Context.instance().socket(zmq.DEALER)
+    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     peer.linger = 0
     peer.connect(f"ipc://{daemon.runtime}/control")
     for frames in (
