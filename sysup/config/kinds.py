@@ -152,10 +152,11 @@ class Flag(Kind[bool]):
 class Whole(Kind[int]):
     """A whole number within bounds."""
 
-    label = "number"
-
     def __init__(self, low: int | None = None, high: int | None = None) -> None:
         self.low, self.high = low, high
+        self.label = "number" if low is None else f"number from {low}"
+        if high is not None:
+            self.label += f" to {high}"
 
     def text(self, text: str) -> int:
         if not WHOLE.fullmatch(text):
@@ -187,6 +188,24 @@ class Seconds(Kind[float]):
         if not abs(value) <= _LONGEST:  # so that NaN is refused too
             raise ValueError(f"{value} is not a number of seconds below {_LONGEST:.0e}")
         return float(between(value, self.low, None))
+
+
+class Part(Kind[float]):
+    """A part of a whole."""
+
+    label = "number from 0 to 1"
+
+    def text(self, text: str) -> float:
+        if not re.fullmatch(r"\d{1,9}(\.\d{0,18})?|\.\d{1,18}", text, re.ASCII):
+            raise ValueError(f"'{text}' is not a number")
+        return self.wire(float(text))
+
+    def wire(self, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{value!r} is not a number")
+        if not 0 <= value <= 1:
+            raise ValueError(f"{value} is not between 0 and 1")
+        return float(value)
 
 
 class Size(Kind[int]):

@@ -17,6 +17,7 @@ from sysup.config.kinds import (
     Flag,
     Later,
     Octal,
+    Part,
     Seconds,
     Size,
     Text,
@@ -155,7 +156,7 @@ class WatcherSpec:
         Seconds(), 30.0, "the longest wait before a restart", name="backoff.max"
     )
     backoff_jitter: float = option(
-        Seconds(), 0.1, "part of a wait that is left to chance (0.1: ±10 %)", name="backoff.jitter"
+        Part(), 0.1, "part of a wait that is left to chance (0.1: ±10 %)", name="backoff.jitter"
     )
     stable_after: float = option(
         Seconds(), 10.0, "a process that ran so long has all its retries again"

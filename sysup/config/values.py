@@ -227,7 +227,7 @@ class Stages(Kind[tuple[StopStage, ...]]):
             stages.append(StopStage(signum, Seconds().text(words.pop(0)) if timed else None))
         if not stages:
             raise ValueError("a signal is needed")
-        if len(stages) > 1 and stages[-1].signum == SIGNALS["KILL"]:
+        while len(stages) > 1 and stages[-1].signum == SIGNALS["KILL"]:
             stages.pop()  # SIGKILL always follows the last stage
         return tuple(stages)
 
