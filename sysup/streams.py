@@ -207,14 +207,21 @@ class _Place:
 
     def _close_if_idle(self) -> None:
         """Only now, so that who opens it again meanwhile finds it and shares it."""
-        if not self._sinks and not self._streams and self._pump.shared.pop(self._key, None):
+        if not self._sinks and not self._streams and self._unshare():
             lib.sink_close(self.native)
+
+    def _unshare(self) -> bool:
+        """Let nobody find it any more; whether somebody still could."""
+        found = self._pump.shared.get(self._key) is self
+        if found:
+            del self._pump.shared[self._key]
+        return found
 
     def handle(self, kind: int, error: int) -> None:
         """An event of the pump."""
         if kind == lib.PUMP_SINK_CLOSED:
             del self._pump.places[self.id]
-            self._pump.shared.pop(self._key, None)
+            self._unshare()
             self.closed()
         elif kind == lib.PUMP_SINK_RECOVERED:
             self.report(None)
@@ -460,7 +467,7 @@ def _load(cls: str, options: dict[str, object]) -> Any:
     module, _, name = cls.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)(**options)
-    except (Exception, SystemExit) as error:  # noqa: BLE001
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
         raise SysupError(f"cannot load stream class {cls}: {reason}") from error
 
