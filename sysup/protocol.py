@@ -7,7 +7,7 @@ A request is one JSON object in one frame, sent by a DEALER to the daemon's ROUT
 and so is its reply, with the request's `id`:
 
     {"status": "ok", "time": 1795456264.35, "numprocesses": 4, "id": "75dd85c7"}
-    {"status": "error", "reason": "program nope not found", "tb": null, "errno": 3, "time": ..., "id": ...}
+    {"status": "error", "reason": "program nope not found", "tb": null, "errno": 3, ...}
 
 An event is two frames from a PUB socket: the topic `watcher.NAME.EVENT` and a JSON object.
 Pure: no socket is opened here, and the time is an argument.

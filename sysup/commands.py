@@ -1,0 +1,493 @@
+"""The commands: one function each, in one table, with the role it takes.
+
+A function gets the app and the request's properties. It returns the fields of the reply, or
+`Later` with work whose end a `waiting` client is told; what it raises is the reason of an
+error reply. Names, properties and reply shapes are Circus's; `docs/circus.md` tells where
+sysup differs.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from sysup import __version__, config
+from sysup.machine import Want
+from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
+from sysup.watcher import Watcher
+
+T = TypeVar("T")
+
+
+class Role(IntEnum):
+    """What a client may do; each includes those before it."""
+
+    READ = 1
+    OPERATE = 2
+    ADMIN = 3
+
+
+class App(Protocol):
+    """What the daemon offers to the commands."""
+
+    watchers: dict[str, Watcher]
+
+    def add(self, spec: config.WatcherSpec) -> Watcher: ...
+    async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
+    async def start_all(self) -> None: ...
+    async def stop_all(self) -> None: ...
+    async def reload_config(self) -> Mapping[str, Any]: ...
+    def quit(self) -> None: ...
+    async def ended(self) -> None: ...
+    def options(self) -> Mapping[str, Any]: ...
+    def sockets(self) -> list[Mapping[str, Any]]: ...
+    def own_stats(self) -> Mapping[str, Any]: ...
+    def stats(self, watchers: list[Watcher], extended: bool) -> dict[str, dict[str, Any]]: ...
+
+
+Reply: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Later:
+    """Work that goes on; `at_once` are the fields for a client that doesn't wait."""
+
+    work: Coroutine[Any, Any, Reply]
+    at_once: Reply = field(default_factory=dict)
+
+
+class Properties:
+    """A request's properties, read with their types; whatever is wrong is a MessageError."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def _get(self, key: str, kind: type[T] | tuple[type[T], ...], word: str) -> T:
+        if key not in self:
+            raise MessageError(f"message invalid '{key}' is missing")
+        value = self._values[key]
+        wrong_bool = isinstance(value, bool) and kind is not bool
+        if wrong_bool or not isinstance(value, kind):
+            raise MessageError(f"message invalid '{key}' isn't {word}")
+        return value
+
+    def text(self, key: str) -> str:
+        """A string."""
+        return self._get(key, str, "a string")
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A whole number."""
+        if default is not None and key not in self:
+            return default
+        return self._get(key, int, "a whole number")
+
+    def seconds(self, key: str) -> float | None:
+        """A time; circusctl sends text. None if it is not there."""
+        if key not in self:
+            return None
+        try:
+            value = float(self._get(key, (int, float, str), "a number"))
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < 1e9:
+            raise MessageError(f"message invalid '{key}' isn't a number of seconds")
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A truth value; circusctl sends some as text."""
+        value = self._values.get(key)
+        if value is None:
+            return default
+        if isinstance(value, str):
+            return value.lower() in ("true", "yes", "on", "1")
+        return bool(value)
+
+    def strings(self, key: str) -> list[str]:
+        """A list of strings."""
+        values = self._get(key, list, "a list")
+        if not all(isinstance(value, str) for value in values):
+            raise MessageError(f"message invalid '{key}' isn't a list of strings")
+        return values
+
+    def mapping(self, key: str) -> Mapping[str, Any]:
+        """An object; empty if it is not there."""
+        return self._get(key, dict, "an object") if key in self else {}
+
+    def signum(self, key: str) -> int:
+        """A signal by number or by name, with or without SIG."""
+        value = self._get(key, (int, str), "a signal")
+        try:
+            return int(signal.Signals(config.signum(str(value))))
+        except ValueError:
+            raise MessageError(f"message invalid '{key}' isn't a signal: {value}") from None
+
+    def pid(self, key: str = "pid") -> int | None:
+        """A process id; circusctl sends text. None if it is not there."""
+        if key not in self:
+            return None
+        value = self._get(key, (int, str), "a process id")
+        try:
+            return int(value)
+        except ValueError:
+            raise MessageError(f"message invalid '{key}' isn't a process id") from None
+
+
+Handler: TypeAlias = Callable[[App, Properties], Reply | Later]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A row of the table."""
+
+    role: Role
+    run: Handler
+
+    @property
+    def help(self) -> str:
+        """What it does, in a line."""
+        return (self.run.__doc__ or "").strip().splitlines()[0]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def command(role: Role) -> Callable[[Handler], Handler]:
+    """Enter a function in the table, under its name."""
+
+    def enter(function: Handler) -> Handler:
+        name = getattr(function, "__name__", "").rstrip("_")
+        COMMANDS[name] = Command(role, function)
+        return function
+
+    return enter
+
+
+def run(app: App, request: Request, role: Role) -> Reply | Later:
+    """Run a command for a peer of this role; raises SysupError with the reason it can't."""
+    entry = COMMANDS.get(request.command)
+    if entry is None:
+        raise UnknownCommand(f"unknown command: '{request.command}'")
+    if role < entry.role:
+        needed = entry.role.name.lower()
+        raise AccessDenied(
+            f"permission denied: {request.command} needs the role '{needed}', this endpoint has "
+            f"'{role.name.lower()}'; use the ipc endpoint, or set tcp_plain_role"
+        )
+    return entry.run(app, Properties(request.properties))
+
+
+def find(app: App, name: str) -> Watcher:
+    """A watcher by name, in any case."""
+    watcher = app.watchers.get(name.lower())
+    if watcher is None:
+        raise MessageError(f"program {name} not found")
+    return watcher
+
+
+def match(app: App, p: Properties) -> list[Watcher]:
+    """The watchers that `name` means, in the way that `match` says; never none."""
+    name, how = p.text("name").lower(), p.text("match") if "match" in p else "glob"
+    if how == "simple" or name in app.watchers:
+        return [find(app, name)]
+    if how == "glob":
+        pattern = re.compile(fnmatch.translate(name))
+    elif how == "regex":
+        try:
+            pattern = re.compile(name)
+        except re.error as error:
+            raise MessageError(f"message invalid 'name' isn't a pattern: {error}") from None
+    else:
+        raise MessageError(f"message invalid 'match' isn't glob, regex or simple: {how}")
+    found = [watcher for key, watcher in app.watchers.items() if pattern.match(key)]
+    if not found:
+        raise MessageError(f"program {name} not found")
+    return found
+
+
+async def one_or_many(
+    watchers: list[Watcher], act: Callable[[Watcher], Coroutine[Any, Any, Any]]
+) -> Reply:
+    """Do the same to several watchers at once; one alone tells its `info`."""
+    import asyncio
+
+    results = await asyncio.gather(*(act(w) for w in watchers), return_exceptions=True)
+    failed = [r for r in results if isinstance(r, BaseException)]
+    if failed and len(watchers) == 1:
+        raise failed[0]
+    if failed:
+        raise SysupError("; ".join(str(error) for error in failed))
+    return {"info": results[0]} if len(watchers) == 1 else {}
+
+
+async def _then(work: Coroutine[Any, Any, Any], fields: Callable[[Any], Reply]) -> Reply:
+    return fields(await work)
+
+
+def _nothing(_: Any) -> Reply:
+    return {}
+
+
+# ---- what is -----------------------------------------------------------------------------
+
+
+@command(Role.READ)
+def status(app: App, p: Properties) -> Reply:
+    """The state of a watcher, or of all."""
+    if "name" in p:
+        watcher = find(app, p.text("name"))
+        return {"status": watcher.state, "watchers": {watcher.name: watcher.describe()}}
+    watchers = app.watchers.values()
+    return {
+        "statuses": {w.name: w.state for w in watchers},
+        "watchers": {w.name: w.describe() for w in watchers},
+    }
+
+
+@command(Role.READ)
+def list_(app: App, p: Properties) -> Reply:
+    """The watchers, or the pids of one."""
+    if "name" in p:
+        bodies = find(app, p.text("name")).bodies
+        return {"pids": [body.process.pid for _, body in bodies]}
+    return {"watchers": sorted(app.watchers)}
+
+
+@command(Role.READ)
+def numprocesses(app: App, p: Properties) -> Reply:
+    """How many processes a watcher has, or all together."""
+    if "name" in p:
+        watcher = find(app, p.text("name"))
+        return {"numprocesses": len(watcher.bodies), "watcher_name": watcher.name}
+    return {"numprocesses": sum(len(w.bodies) for w in app.watchers.values())}
+
+
+@command(Role.READ)
+def numwatchers(app: App, p: Properties) -> Reply:
+    """How many watchers there are."""
+    return {"numwatchers": len(app.watchers)}
+
+
+@command(Role.READ)
+def options(app: App, p: Properties) -> Reply:
+    """All options of a watcher."""
+    return {"options": config.options(find(app, p.text("name")).spec)}
+
+
+@command(Role.READ)
+def get(app: App, p: Properties) -> Reply:
+    """Some options of a watcher."""
+    spec = find(app, p.text("name")).spec
+    return {"options": {key: config.get(spec, key) for key in p.strings("keys")}}
+
+
+@command(Role.READ)
+def globaloptions(app: App, p: Properties) -> Reply:
+    """The daemon's own options."""
+    values = app.options()
+    if "option" not in p:
+        return {"options": values}
+    name = p.text("option")
+    if name not in values:
+        raise MessageError(f"{name!r} isn't an option of the daemon")
+    return {"options": {name: values[name]}}
+
+
+@command(Role.READ)
+def listsockets(app: App, p: Properties) -> Reply:
+    """The listening sockets."""
+    return {"sockets": app.sockets()}
+
+
+@command(Role.READ)
+def stats(app: App, p: Properties) -> Reply:
+    """Processor time and memory of processes."""
+    if "name" not in p:
+        return {"infos": app.stats(list(app.watchers.values()), extended=False)}
+    watcher = find(app, p.text("name"))
+    infos = app.stats([watcher], p.flag("extended"))[watcher.name]
+    pid = p.pid("process")
+    if pid is None:
+        return {"name": p.text("name"), "info": infos}
+    if str(pid) not in infos:
+        raise MessageError(f"process {pid} not found in {watcher.name}")
+    return {"process": pid, "info": infos[str(pid)]}
+
+
+@command(Role.READ)
+def dstats(app: App, p: Properties) -> Reply:
+    """Processor time and memory of the daemon itself."""
+    return {"info": app.own_stats()}
+
+
+@command(Role.READ)
+def version(app: App, p: Properties) -> Reply:
+    """The daemon's version."""
+    return {"version": __version__}
+
+
+@command(Role.READ)
+def commands(app: App, p: Properties) -> Reply:
+    """What can be asked, with the role it takes."""
+    return {
+        "commands": {
+            name: {"role": entry.role.name.lower(), "help": entry.help}
+            for name, entry in sorted(COMMANDS.items())
+        }
+    }
+
+
+@command(Role.READ)
+def listen(app: App, p: Properties) -> Reply:
+    """Events are not had by asking."""
+    raise MessageError("invalid message. use a pub/sub socket")
+
+
+@command(Role.ADMIN)
+def ipython(app: App, p: Properties) -> Reply:
+    """A shell inside the daemon, which there is not."""
+    return {"shell": False, "msg": "sysupd has no shell inside"}
+
+
+# ---- what is to be -----------------------------------------------------------------------
+
+
+@command(Role.OPERATE)
+def start(app: App, p: Properties) -> Later:
+    """Start watchers."""
+    if "name" not in p:
+        return Later(_then(app.start_all(), _nothing))
+    watchers = match(app, p)
+    if len(watchers) > 1:
+        watchers = [w for w in watchers if w.spec.autostart]
+    return Later(one_or_many(watchers, Watcher.start))
+
+
+@command(Role.OPERATE)
+def stop(app: App, p: Properties) -> Later:
+    """Stop watchers."""
+    if "name" not in p:
+        return Later(_then(app.stop_all(), _nothing))
+
+    async def stop_one(watcher: Watcher) -> None:
+        await watcher.stop()
+
+    return Later(one_or_many(match(app, p), stop_one))
+
+
+@command(Role.OPERATE)
+def restart(app: App, p: Properties) -> Later:
+    """Stop and start watchers."""
+    if "name" in p:
+        watchers = match(app, p)
+        if len(watchers) == 1:
+            return Later(one_or_many(watchers, Watcher.restart))
+    else:
+        watchers = list(app.watchers.values())
+    up = [w for w in watchers if w.want is Want.UP or w.spec.autostart]
+    return Later(_then(one_or_many(up, Watcher.restart), _nothing))
+
+
+@command(Role.OPERATE)
+def reload(app: App, p: Properties) -> Later:
+    """Replace processes without a gap."""
+    sequential, graceful = p.flag("sequential"), p.flag("graceful", True)
+
+    async def reload_one(watcher: Watcher) -> Mapping[str, Any]:
+        if not graceful:
+            return await watcher.restart()
+        return await watcher.reload(sequential=sequential)
+
+    if "name" in p:
+        return Later(one_or_many([find(app, p.text("name"))], reload_one))
+    up = [w for w in app.watchers.values() if w.want is Want.UP]
+    return Later(_then(one_or_many(up, reload_one), _nothing))
+
+
+def _scale(app: App, p: Properties, sign: int) -> Later:
+    watcher = find(app, p.text("name"))
+    change = sign * p.integer("nb", 1)
+    singleton = {"singleton": True} if watcher.spec.singleton else {}
+    return Later(
+        _then(watcher.scale(change), lambda number: {"numprocesses": number, **singleton}),
+    )
+
+
+@command(Role.OPERATE)
+def incr(app: App, p: Properties) -> Later:
+    """Have more processes."""
+    return _scale(app, p, 1)
+
+
+@command(Role.OPERATE)
+def decr(app: App, p: Properties) -> Later:
+    """Have fewer processes."""
+    return _scale(app, p, -1)
+
+
+@command(Role.OPERATE)
+def signal_(app: App, p: Properties) -> Reply:
+    """Send a signal to processes."""
+    find(app, p.text("name")).signal(
+        p.signum("signum"),
+        pid=p.pid(),
+        child_pid=p.pid("childpid") or p.pid("child_pid"),
+        children=p.flag("children"),
+        recursive=p.flag("recursive"),
+    )
+    return {}
+
+
+@command(Role.OPERATE)
+def kill(app: App, p: Properties) -> Later:
+    """End processes; they are started afresh."""
+    signum = p.signum("signum") if "signum" in p else None
+    watcher = find(app, p.text("name"))
+    return Later(_then(watcher.kill(p.pid(), signum, p.seconds("graceful_timeout")), _nothing))
+
+
+@command(Role.ADMIN)
+def set_(app: App, p: Properties) -> Later:
+    """Change options of a watcher."""
+    watcher, values = find(app, p.text("name")), p.mapping("options")
+    spec = watcher.spec
+    for key, value in values.items():
+        spec = config.with_option(spec, key, value)  # a bad one is told before the reply
+    return Later(_then(watcher.set(values), lambda impacts: {"impacts": impacts}))
+
+
+@command(Role.ADMIN)
+def add(app: App, p: Properties) -> Reply | Later:
+    """Make a new watcher."""
+    args: Any = "" if "args" not in p else p._values["args"]
+    watcher = app.add(config.add(p.text("name"), p.text("cmd"), args, p.mapping("options")))
+    if p.flag("start"):
+        return Later(_then(watcher.start(), lambda info: info))
+    return {}
+
+
+@command(Role.ADMIN)
+def rm(app: App, p: Properties) -> Later:
+    """Remove a watcher, and stop it unless told otherwise."""
+    watcher = find(app, p.text("name"))
+    return Later(_then(app.remove(watcher, nostop=p.flag("nostop")), _nothing))
+
+
+@command(Role.ADMIN)
+def reloadconfig(app: App, p: Properties) -> Later:
+    """Read the config files again and do what the difference asks for."""
+    return Later(app.reload_config())  # type: ignore[arg-type]
+
+
+@command(Role.ADMIN)
+def quit_(app: App, p: Properties) -> Later:
+    """Stop everything and end."""
+    app.quit()
+    return Later(_then(app.ended(), _nothing))

@@ -1,0 +1,240 @@
+"""The control and event sockets: who may ask, how it is answered, what is told to all.
+
+One ROUTER for each endpoint, because the endpoint decides the role of whoever connects:
+over the ipc socket the file's mode has already let in only those who may command; over
+plain TCP anybody on this machine may connect, so it only reads. One PUB socket, bound to
+every event endpoint.
+
+libzmq's descriptor is edge-triggered and any call on the socket may use the edge up, so a
+socket is always read until it has nothing left (in bounded batches), also after a send.
+Whatever a peer sends, it gets an answer or is dropped; nothing it sends ends more than its
+own request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import traceback
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+import zmq
+
+from sysup import commands, protocol
+from sysup.commands import App, Later, Role
+from sysup.protocol import Errno, Request, SysupError
+
+log = logging.getLogger("sysup.control")
+
+BATCH = 64
+"""Requests answered before the loop gets its turn."""
+BACKLOG = 1024
+LINGER = 500
+"""Milliseconds that the last replies have to leave."""
+
+
+class Control:
+    """The daemon's sockets.
+
+    Args:
+        loop: the daemon's loop.
+        app: what the commands act on.
+        wall: seconds since the epoch, for replies and events.
+    """
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, app: App, wall: Callable[[], float]
+    ) -> None:
+        self._loop = loop
+        self._app = app
+        self._wall = wall
+        self._context = zmq.Context(io_threads=1)
+        self._routers: dict[zmq.Socket[bytes], Role] = {}
+        self._events: zmq.Socket[bytes] = self._context.socket(zmq.PUB)
+        self._events.setsockopt(zmq.LINGER, LINGER)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.endpoints: list[str] = []
+
+    # ---- endpoints -----------------------------------------------------------------------
+
+    def serve(self, endpoint: str, role: Role, mode: int = 0o600, group: int = -1) -> None:
+        """Answer requests on an endpoint; raises SysupError when it can't be bound.
+
+        Args:
+            endpoint: `ipc://PATH` or `tcp://HOST:PORT`.
+            role: what those who connect there may do.
+            mode, group: of the socket file of an ipc endpoint.
+        """
+        router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
+        router.setsockopt(zmq.LINGER, LINGER)
+        router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
+        try:
+            bind(router, endpoint, mode, group)
+        except SysupError:
+            router.close(0)
+            raise
+        self._routers[router] = role
+        self._loop.add_reader(router.getsockopt(zmq.FD), self._read, router)
+        self._loop.call_soon(self._read, router)
+        self.endpoints.append(endpoint)
+
+    def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
+        """Publish events on an endpoint, too; raises SysupError when it can't be bound."""
+        bind(self._events, endpoint, mode, group)
+
+    def close(self) -> None:
+        """Let the last replies leave, then close everything."""
+        for task in self._tasks:
+            task.cancel()
+        for router in self._routers:
+            self._loop.remove_reader(router.getsockopt(zmq.FD))
+            router.close()
+        self._events.close()
+        self._context.term()
+
+    # ---- events --------------------------------------------------------------------------
+
+    def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
+        """Tell the subscribers; a slow one loses events, never time of ours."""
+        body = protocol.encode_event({**payload, "time": self._wall()})
+        self._events.send_multipart([protocol.topic(watcher, event), body], zmq.NOBLOCK)
+
+    # ---- requests ------------------------------------------------------------------------
+
+    def _read(self, router: zmq.Socket[bytes]) -> None:
+        if router.closed:
+            return
+        for _ in range(BATCH):
+            try:
+                frames = router.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            self._take(router, frames)
+        self._loop.call_soon(self._read, router)
+
+    def _take(self, router: zmq.Socket[bytes], frames: list[bytes]) -> None:
+        """One message: [peer, JSON], or [peer, empty, JSON] from a REQ socket."""
+        *route, data = frames
+        if len(route) == 2 and route[1] != b"":
+            route = route[:1]
+        try:
+            request = protocol.decode_request(data)
+        except SysupError as error:
+            self._send(router, route, self._refusal(error, protocol.request_id(data)))
+            return
+        reply = self._answer(router, route, request)
+        if reply is not None and not request.cast:
+            self._send(router, route, reply)
+
+    def _answer(
+        self, router: zmq.Socket[bytes], route: list[bytes], request: Request
+    ) -> bytes | None:
+        """The reply, or None where it comes when the work is done."""
+        try:
+            result = commands.run(self._app, request, self._routers[router])
+        except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
+            return self._failure(request, error)
+        if not isinstance(result, Later):
+            return protocol.ok(result, request.id, self._wall())
+        later = self._finish(router, route, request, result.work)
+        task = self._loop.create_task(later, name=request.command)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if request.waiting:
+            return None
+        return protocol.ok(result.at_once, request.id, self._wall())
+
+    async def _finish(
+        self,
+        router: zmq.Socket[bytes],
+        route: list[bytes],
+        request: Request,
+        work: Coroutine[Any, Any, Mapping[str, Any]],
+    ) -> None:
+        try:
+            reply = protocol.ok(await work, request.id, self._wall())
+        except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
+            reply = self._failure(request, error)
+            if not request.waiting:
+                log.warning("%s: %s", request.command, error)
+        if request.waiting and not request.cast:
+            self._send(router, route, reply)
+
+    def _failure(self, request: Request, error: Exception) -> bytes:
+        if isinstance(error, SysupError):
+            return self._refusal(error, request.id)
+        if isinstance(error, OSError):
+            reason = f"cannot {request.command}: {error.strerror or error}"
+            return protocol.error(reason, Errno.OS_ERROR, request.id, self._wall())
+        log.error("command %s failed", request.command, exc_info=error)
+        tb = "".join(traceback.format_exception(error))
+        reason = f"command {request.command!r}: {error!r}"
+        return protocol.error(reason, Errno.COMMAND_ERROR, request.id, self._wall(), tb)
+
+    def _refusal(self, error: SysupError, request_id: Any) -> bytes:
+        return protocol.error(str(error), error.errno, request_id, self._wall())
+
+    def _send(self, router: zmq.Socket[bytes], route: list[bytes], reply: bytes) -> None:
+        if router.closed:
+            return
+        try:
+            router.send_multipart([*route, reply], zmq.NOBLOCK)
+        except zmq.ZMQError as error:  # the peer is gone or reads nothing: its loss alone
+            log.debug("cannot reply: %s", error)
+        self._loop.call_soon(self._read, router)
+
+
+def bind(sock: zmq.Socket[bytes], endpoint: str, mode: int, group: int) -> None:
+    """Bind a ZeroMQ socket; raises SysupError with the reason.
+
+    An ipc socket is made here and handed to libzmq (ZMQ_USE_FD), because libzmq would
+    leave its mode to the umask: it is bound and given mode and group under a name of its
+    own, then renamed, so it is never open to more than it should be.
+    """
+    try:
+        if endpoint.startswith("ipc://"):
+            listener = listen(endpoint.removeprefix("ipc://"), mode, group)
+            sock.setsockopt(zmq.USE_FD, listener.detach())
+            try:
+                sock.bind(endpoint)
+            finally:
+                sock.setsockopt(zmq.USE_FD, -1)
+        else:
+            sock.bind(endpoint)
+    except (OSError, zmq.ZMQError) as error:
+        reason = error.strerror or str(error)
+        raise SysupError(f"cannot bind {endpoint}: {reason[:1].lower()}{reason[1:]}") from None
+
+
+def listen(path: str, mode: int, group: int) -> socket.socket:
+    """A listening unix socket at `path` with this mode and group, replacing a stale one.
+
+    Raises OSError; EADDRINUSE when somebody answers there.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            pass  # nobody is there, or nothing
+        else:
+            raise OSError(98, "somebody is listening there already")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    new = f"{path}.{os.getpid()}"
+    try:
+        before = os.umask(0o177)
+        try:
+            listener.bind(new)
+        finally:
+            os.umask(before)
+        if group >= 0:
+            os.chown(new, -1, group)
+        os.chmod(new, mode)
+        listener.listen(BACKLOG)
+        os.rename(new, path)
+    except OSError:
+        listener.close()
+        raise
+    return listener

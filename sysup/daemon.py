@@ -1,0 +1,463 @@
+"""Puts the app together: loads the config, runs the watchers, serves the sockets, ends cleanly.
+
+The composition root: nothing else knows all the parts. Everything runs in one asyncio
+loop and no call in it waits; the pump has a thread of its own in C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import glob
+import grp
+import logging
+import os
+import random
+import secrets
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from sysup import config, protocol
+from sysup.commands import Role
+from sysup.config import Config, ConfigError, Impact, SocketSpec, WatcherSpec
+from sysup.control import Control
+from sysup.machine import Want
+from sysup.process import OS, become_subreaper, raise_nofile
+from sysup.protocol import MessageError, SysupError
+from sysup.sockets import Sockets
+from sysup.stats import Stats
+from sysup.streams import Pump
+from sysup.watcher import Board, Superseded, Watcher
+
+log = logging.getLogger("sysup")
+
+BIND_AGAIN = 5.0
+"""Seconds until an endpoint that is taken is tried again."""
+REAP_WITHIN = 0.1
+"""Seconds until strangers are reaped after a SIGCHLD; many of them are reaped at once."""
+FLUSH = 2000
+"""Milliseconds that the pump has for its last bytes."""
+GROUP = "sysup"
+LEVELS = {
+    "spawn": logging.DEBUG,
+    "ready": logging.DEBUG,
+    "kill": logging.DEBUG,
+    "reap": logging.DEBUG,
+    "backoff": logging.WARNING,
+    "flapping": logging.WARNING,
+    "gave_up": logging.ERROR,
+}
+
+
+class Files:
+    """The file system as the config parser sees it."""
+
+    def read(self, path: str) -> str:
+        """A file's text. Raises OSError."""
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+
+    def glob(self, pattern: str) -> list[str]:
+        """The paths that match, sorted."""
+        return sorted(glob.glob(pattern))
+
+
+def load(path: str) -> Config:
+    """Read the config of an app; raises ConfigError with all that is wrong."""
+    return config.parse(os.path.abspath(path), source=Files(), environ=os.environ)
+
+
+def wall() -> float:
+    """Seconds since the epoch: for what people and the wire read, and nothing else."""
+    return time.time()  # noqa: TID251
+
+
+class Daemon:
+    """One app.
+
+    Args:
+        loaded: its config.
+        loop: a running loop.
+    """
+
+    def __init__(self, loaded: Config, loop: asyncio.AbstractEventLoop) -> None:
+        self.config = loaded
+        self.loop = loop
+        self.watchers: dict[str, Watcher] = {}
+        self.exit_status = 0
+        self._quitting = False
+        self._ended = asyncio.Event()
+        self._jobs: set[asyncio.Task[Any]] = set()
+        self._reaping: asyncio.TimerHandle | None = None
+        self._directory = runtime_directory(loaded)
+        self._lock = take_lock(self._directory, loaded.app)
+        become_subreaper()
+        self._nofile = raise_nofile()
+        self._stats = Stats()
+        self._os = OS(nofile=self._nofile)
+        self._pump = Pump()
+        self._control = Control(loop, self, wall)
+        self._sockets = Sockets()
+        self._board = Board(loop, self._os, self._pump, self._publish, wall, random.random)
+        self._board.nonce = secrets.token_hex(8)
+        self._board.circus = loaded.circus
+        self._board.on_give_up = self._give_up
+
+    # ---- life ----------------------------------------------------------------------------
+
+    async def run(self) -> int:
+        """Run the app until it is told to end; returns the daemon's exit status."""
+        self._watch_signals()
+        self.loop.add_reader(self._pump.fileno(), self._pump.dispatch)
+        for problem in self.config.problems:
+            log.warning("%s", problem)
+        self._serve()
+        self._open_sockets(self.config.sockets.values())
+        for spec in self.config.watchers.values():
+            self._adopt(spec)
+        self._tick()
+        self._job(self.start_all())
+        log.info("%s: %d watchers", self.config.app, len(self.watchers))
+        await self._ended.wait()
+        await self._shut_down()
+        return self.exit_status
+
+    def quit(self, exit_status: int | None = None) -> None:
+        """Stop everything and end; called once more, don't wait for anybody."""
+        if self._quitting:
+            log.warning("told to end twice: killing what is left")
+            for body in list(self._board.bodies.values()):
+                self._os.signal_group(body.process.pid, signal.SIGKILL)
+            return
+        self._quitting = True
+        if exit_status is not None:
+            self.exit_status = exit_status
+        log.info("%s: ending", self.config.app)
+        for job in self._jobs:
+            job.cancel()
+        self.loop.create_task(self._stop_and_end())
+
+    async def ended(self) -> None:
+        """Wait until all processes are gone."""
+        await self._ended.wait()
+
+    async def _stop_and_end(self) -> None:
+        await self.stop_all()
+        while len(self._board.remains):
+            await asyncio.sleep(0.005)
+        self._ended.set()
+
+    async def _shut_down(self) -> None:
+        await asyncio.sleep(0)  # replies to those who waited for the end
+        for watcher in self.watchers.values():
+            watcher.close()
+        self._os.kill_strangers()
+        self.loop.remove_reader(self._pump.fileno())
+        self._pump.stop(FLUSH)
+        self._control.close()
+        self._sockets.close()
+        self._lock.close()
+
+    def _give_up(self, exit_code: int | None) -> None:
+        """A watcher with `on_give_up = exit` gave up: end with its code."""
+        code = 1 if exit_code is None else exit_code if exit_code >= 0 else 128 - exit_code
+        self.quit(code or 1)
+
+    def _job(self, work: Any) -> None:
+        task = self.loop.create_task(work)
+        self._jobs.add(task)
+        task.add_done_callback(self._job_done)
+
+    def _job_done(self, task: asyncio.Task[Any]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("%s", error, exc_info=None if isinstance(error, SysupError) else error)
+
+    def _watch_signals(self) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self.loop.add_signal_handler(signum, self.quit)
+        self.loop.add_signal_handler(signal.SIGHUP, lambda: self._job(self.reload_config()))
+        self.loop.add_signal_handler(signal.SIGUSR1, self._pump.reopen)
+        self.loop.add_signal_handler(signal.SIGCHLD, self._reap_soon)
+
+    def _reap_soon(self) -> None:
+        if self._reaping is None:
+            self._reaping = self.loop.call_later(REAP_WITHIN, self._reap)
+
+    def _reap(self) -> None:
+        self._reaping = None
+        self._os.reap_strangers(self._board.bodies.keys())
+
+    def _tick(self) -> None:
+        """The safety reconcile: nothing depends on it but max_age."""
+        delay = self.config.daemon.check_delay
+        if delay <= 0:
+            return
+        for watcher in self.watchers.values():
+            watcher.check_age()
+            self._board.wake(watcher)
+        self.loop.call_later(delay, self._tick)
+
+    # ---- sockets -------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Open the control and event sockets: the app's own, then those of the config."""
+        group, mode = socket_access()
+        for name, bind in (
+            (protocol.CONTROL_SOCKET, self._serve_admin),
+            (protocol.EVENTS_SOCKET, self._control.publish_on),
+        ):
+            bind(f"ipc://{self._directory}/{name}", mode=mode, group=group)
+        options = self.config.daemon
+        if options.endpoint:
+            self._bind(options.endpoint, self._serve_endpoint)
+        if options.pubsub_endpoint:
+            self._bind(options.pubsub_endpoint, self._control.publish_on)
+
+    def _serve_admin(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
+        self._control.serve(endpoint, Role.ADMIN, mode, group)
+
+    def _serve_endpoint(self, endpoint: str) -> None:
+        """An endpoint of the config: over plain TCP anybody may connect."""
+        if endpoint.startswith("ipc://"):
+            self._control.serve(endpoint, Role.ADMIN)
+            return
+        plain = self.config.daemon.tcp_plain_role
+        role = Role[plain.upper()] if plain else Role.READ
+        self._control.serve(endpoint, role)
+        log.warning(
+            "%s is plain TCP: whoever can connect to it has the role '%s'%s",
+            endpoint,
+            role.name.lower(),
+            "" if plain else "; set tcp_plain_role = admin to command over it",
+        )
+
+    def _bind(self, endpoint: str, bind: Any) -> None:
+        try:
+            bind(endpoint)
+        except SysupError as error:
+            log.error("%s; trying again every %g s, the app runs on", error, BIND_AGAIN)
+            self.loop.call_later(BIND_AGAIN, self._bind_again, endpoint, bind)
+
+    def _bind_again(self, endpoint: str, bind: Any) -> None:
+        if self._quitting:
+            return
+        try:
+            bind(endpoint)
+        except SysupError as error:
+            log.debug("%s", error)
+            self.loop.call_later(BIND_AGAIN, self._bind_again, endpoint, bind)
+        else:
+            log.info("bound %s at last", endpoint)
+
+    def _open_sockets(self, specs: Any) -> None:
+        for spec in specs:
+            try:
+                self._sockets.open(spec)
+            except SysupError as error:
+                log.error("%s", error)
+        self._board.sockets = self._sockets.fds()
+        self._board.socket_problems = self._sockets.problems
+
+    # ---- what the commands need ----------------------------------------------------------
+
+    def _publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
+        level = LEVELS.get(event, logging.INFO)
+        if log.isEnabledFor(level):
+            log.log(level, "%s", describe_event(watcher, event, payload))
+        self._control.publish(watcher, event, payload)
+
+    def _adopt(self, spec: WatcherSpec) -> Watcher:
+        watcher = Watcher(self._board, spec)
+        self.watchers[spec.name.lower()] = watcher
+        return watcher
+
+    def add(self, spec: WatcherSpec) -> Watcher:
+        """Make a watcher at run time, stopped. Raises MessageError if the name is taken."""
+        if spec.name.lower() in self.watchers:
+            raise MessageError(f"program {spec.name} already exists")
+        watcher = self._adopt(spec)
+        self._publish(spec.name, "add", {})
+        return watcher
+
+    async def remove(self, watcher: Watcher, *, nostop: bool) -> None:
+        """Remove a watcher; its processes are stopped, or left running and forgotten."""
+        if nostop:
+            watcher.forget_processes()
+        else:
+            await watcher.stop()
+        watcher.close()
+        self.watchers.pop(watcher.name.lower(), None)
+        self._publish(watcher.name, "remove", {})
+
+    async def start_all(self) -> None:
+        """Start what is to be started by itself: high priority first."""
+        pause = self.config.daemon.warmup_delay
+        started = []
+        for watcher in self._by_priority():
+            if not watcher.spec.autostart:
+                continue
+            if pause and started:
+                await asyncio.sleep(pause)
+            started.append(self.loop.create_task(watcher.start()))
+        results = await asyncio.gather(*started, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, Superseded):
+                raise result
+
+    async def stop_all(self) -> None:
+        """Stop everything: low priority first, all at the same time."""
+        stops = [self.loop.create_task(w.stop()) for w in reversed(self._by_priority())]
+        await asyncio.gather(*stops)
+
+    def _by_priority(self) -> list[Watcher]:
+        return sorted(self.watchers.values(), key=lambda w: (-w.spec.priority, w.name))
+
+    async def reload_config(self) -> Mapping[str, Any]:
+        """Read the config again and do exactly what differs.
+
+        Raises SysupError, with nothing changed, when the new config is wrong.
+        """
+        try:
+            new = load(self.config.path)
+        except ConfigError as error:
+            raise SysupError(f"cannot reload the config: {error}") from error
+        changes = config.diff(self.config, new)
+        self.config = new
+        for name in changes.removed:
+            if watcher := self.watchers.get(name.lower()):
+                await self.remove(watcher, nostop=False)
+        self._change_sockets(changes, new)
+        for name in changes.added:
+            self._adopt(new.watchers[name])
+        for name, options in changes.changed.items():
+            watcher = self.watchers.get(name.lower())
+            if watcher is not None:
+                impacts = {config.impact(option) for option in options}
+                watcher.apply(new.watchers[name], impacts)
+        fresh = [self.watchers[name.lower()] for name in changes.added]
+        starts = [w.start() for w in fresh if w.spec.autostart]
+        await asyncio.gather(*starts, return_exceptions=True)
+        log.info("config reloaded: %s", changes)
+        return changes.as_dict()
+
+    def _change_sockets(self, changes: Any, new: Config) -> None:
+        for name in changes.sockets_removed | changes.sockets_changed:
+            self._sockets.close_one(name)
+        wanted = changes.sockets_added | changes.sockets_changed
+        self._open_sockets(new.sockets[name] for name in sorted(wanted))
+
+    def options(self) -> Mapping[str, Any]:
+        """Circus's five global options, and where this daemon is."""
+        options = self.config.daemon
+        return {
+            "endpoint": options.endpoint or f"ipc://{self._directory}/{protocol.CONTROL_SOCKET}",
+            "stats_endpoint": options.stats_endpoint,
+            "pubsub_endpoint": options.pubsub_endpoint
+            or f"ipc://{self._directory}/{protocol.EVENTS_SOCKET}",
+            "check_delay": options.check_delay,
+            "multicast_endpoint": options.multicast_endpoint,
+        }
+
+    def sockets(self) -> list[Mapping[str, Any]]:
+        """The listening sockets, by descriptor."""
+        return self._sockets.describe()
+
+    def own_stats(self) -> Mapping[str, Any]:
+        """Figures of the daemon itself."""
+        return self._stats.info(os.getpid(), wall())
+
+    def stats(self, watchers: list[Watcher], extended: bool) -> dict[str, dict[str, Any]]:
+        """Figures of the watchers' processes, by watcher and pid."""
+        bodies = {w.name: w.bodies for w in watchers}
+        pids = [body.process.pid for found in bodies.values() for _, body in found]
+        infos = self._stats.infos(pids, wall())
+        table: dict[str, dict[str, Any]] = {}
+        for watcher in watchers:
+            rows: dict[str, Any] = {}
+            for place, body in bodies[watcher.name]:
+                info = infos.get(body.process.pid)
+                if isinstance(info, dict):
+                    age = self.loop.time() - place.life.started
+                    info = {**info, "wid": place.wid, "started": wall() - age}
+                rows[str(body.process.pid)] = info
+            table[watcher.name] = rows
+        return table
+
+
+# ---- where the app lives -----------------------------------------------------------------
+
+
+def runtime_directory(loaded: Config) -> str:
+    """The app's own directory for its sockets, made if it is not there.
+
+    Raises SysupError when it can't be made, or belongs to somebody else: in a directory
+    that others may write (/tmp) they could have put it there.
+    """
+    base = loaded.daemon.runtime_dir or protocol.runtime_base(os.geteuid(), os.environ)
+    path = os.path.join(base, loaded.app)
+    group, _ = socket_access()
+    try:
+        os.makedirs(base, mode=0o755, exist_ok=True)
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            pass
+        found = os.lstat(path)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise SysupError(f"cannot use {path}: it is not a directory of this user")
+        if group >= 0:
+            os.chown(path, -1, group)
+        os.chmod(path, 0o750 if group >= 0 else 0o700)
+    except OSError as error:
+        raise SysupError(f"cannot make {path}: {error.strerror}") from None
+    return path
+
+
+def socket_access() -> tuple[int, int]:
+    """Group (-1: none) and mode of the sockets: for the group sysup where root has one."""
+    if os.geteuid() == 0:
+        try:
+            return grp.getgrnam(GROUP).gr_gid, 0o660
+        except KeyError:
+            pass
+    return -1, 0o600
+
+
+def take_lock(directory: str, app: str) -> Any:
+    """Hold the app's lock as long as the daemon lives, so there is never a second one.
+
+    Raises SysupError naming the daemon that holds it.
+    """
+    file = open(os.path.join(directory, "lock"), "a+", encoding="ascii")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise SysupError(f"cannot run {app}: sysupd is running already (pid {holder})") from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def describe_event(watcher: str, event: str, payload: Mapping[str, Any]) -> str:
+    """An event as a line of the daemon's log."""
+    who = f"{watcher}.{payload['wid']}" if "wid" in payload else watcher
+    parts = [f"{who}: {event.replace('_', ' ')}"]
+    if payload.get("process_pid"):
+        parts.append(f"pid {payload['process_pid']}")
+    if "reason" in payload:
+        parts.append(str(payload["reason"]))
+    elif "exit_code" in payload:
+        parts.append(f"exit code {payload['exit_code']}")
+    if payload.get("retry_in"):
+        parts.append(f"next try in {payload['retry_in']:.1f} s")
+    return ", ".join(parts)

@@ -1,0 +1,581 @@
+"""The lifecycle of a process slot: states, restart policy, back-off, flapping.
+
+A slot is one place of a watcher; it holds one process at a time. `Lifecycle` is its state
+machine: one event in, a list of actions out. It is pure: it starts nothing, sends nothing,
+reads no clock. The shell (watcher.py) performs the actions and reports back.
+
+    stopped    nothing runs and nothing is to
+    starting   spawned, not yet ready (or being spawned this very moment)
+    running    ready
+    stopping   told to stop; or dead already, while its tree and its pipes are cleared away
+    backoff    died; waits `delay` before it is started again
+    flapping   died too often too fast; waits `delay`, which doubles with each try
+    failed     gave up after the last try; only a command starts it again
+    done       ended, and the restart policy says that this is the end
+
+Three things are kept apart. What is *wanted* (`want`, changed by Start, Stop and Recycle),
+what *is* (`state`, changed by `handle` alone) and *why* (`reason`, for people). Everything
+that can happen in every state stands in RULES, a total table keyed by name; a pair that
+is missing there is a bug and a test finds it; docs/lifecycle.md is printed from it.
+
+Time is an argument, in monotonic seconds. A deadline is derived from the state, when it was
+entered, and the spec, so a restored slot needs no timer to be restored. Events that
+speak of a process carry its `serial`; one of an earlier process is stale and dropped in one
+place, so no rule needs to think of it.
+
+A death counts unless it was commanded. What follows is decided by `_after_death`: the first
+death after a stable run is answered at once, further ones with growing delays, and
+`flapping.attempts` of them within `flapping.window` seconds are a crash loop.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+from sysup.config import Restart, WatcherSpec
+
+KILL_AGAIN = 5.0
+"""Seconds until SIGKILL is sent once more to what has not died of it (a process in an
+uninterruptible sleep, or one that forked while it was killed)."""
+
+
+class State(StrEnum):
+    """What a slot is doing."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    FLAPPING = "flapping"
+    FAILED = "failed"
+    DONE = "done"
+
+
+class Want(StrEnum):
+    """What is asked of a slot or a watcher."""
+
+    UP = "up"
+    DOWN = "down"
+
+
+# ---- events ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """Be up. By a command (`afresh`) earlier deaths are forgotten."""
+
+    afresh: bool = True
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Be down."""
+
+
+@dataclass(frozen=True)
+class Recycle:
+    """End the process, if there is one, and start a fresh one; the death does not count."""
+
+
+@dataclass(frozen=True)
+class Spawned:
+    """The process executes its program."""
+
+    serial: int
+
+
+@dataclass(frozen=True)
+class SpawnFailed:
+    """There is no process, and this is why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The process says, or was seen, to be ready."""
+
+    serial: int
+
+
+@dataclass(frozen=True)
+class Signalled:
+    """A client had `signum` sent to the process: dying of it would be no crash."""
+
+    serial: int
+    signum: int
+
+
+@dataclass(frozen=True)
+class Exited:
+    """The process ended: an exit code, -N for signal N, or None when nobody could tell."""
+
+    serial: int
+    status: int | None
+
+
+@dataclass(frozen=True)
+class Released:
+    """Of a dead process nothing is left: its tree is empty, its pipes are read to the end."""
+
+    serial: int
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """The deadline has come."""
+
+
+Event: TypeAlias = (
+    Start | Stop | Recycle | Spawned | SpawnFailed | Ready | Signalled | Exited | Released | Timeout
+)
+EVENTS: tuple[type[Event], ...] = (
+    Start,
+    Stop,
+    Recycle,
+    Spawned,
+    SpawnFailed,
+    Ready,
+    Signalled,
+    Exited,
+    Released,
+    Timeout,
+)
+
+
+# ---- actions -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spawn:
+    """Start a process; answer with Spawned or SpawnFailed before anything else."""
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Send `signum` to the process (and, by the watcher's options, to its children)."""
+
+    signum: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Send SIGKILL to all that belongs to the process."""
+
+
+@dataclass(frozen=True)
+class Clear:
+    """The process is dead: clear its tree and pipes away, then answer Released."""
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """The time for clearing away is over: close the pipes though somebody holds them."""
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Tell the subscribers."""
+
+    event: str
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+Action: TypeAlias = Spawn | Signal | Kill | Clear | Abandon | Publish
+
+
+# ---- the machine -------------------------------------------------------------------------
+
+
+@dataclass
+class History:
+    """Deaths that count. One for each slot, or one for a watcher (`flapping.scope`).
+
+    `waited` is the time spent in back-off. The window leaves it out: else the growing
+    waits would draw the deaths of a crash loop apart and hide it.
+    """
+
+    deaths: deque[float] = field(default_factory=deque)
+    tries: int = 0
+    on_trial: bool = False
+    waited: float = 0.0
+
+    def forget(self) -> None:
+        """A clean record: after a command, or a stable run."""
+        self.deaths.clear()
+        self.tries = 0
+        self.on_trial = False
+        self.waited = 0.0
+
+    def is_crash_loop(self, spec: WatcherSpec, now: float, uptime: float) -> bool:
+        """Note a death and say whether it makes a crash loop.
+
+        A try after a wait is a crash loop again by a single death within the window.
+        """
+        flapping = spec.flapping
+        stamp = now - self.waited
+        self.deaths.append(stamp)
+        while self.deaths[0] < stamp - flapping.window:
+            self.deaths.popleft()
+        on_trial = self.on_trial and uptime < flapping.window
+        self.on_trial = False
+        return flapping.active and (on_trial or len(self.deaths) >= flapping.attempts)
+
+
+Rule: TypeAlias = Callable[["Lifecycle", Any, float], tuple[State, list[Action]]]
+
+
+class Lifecycle:
+    """One slot. Call `handle` with each event and perform what it returns.
+
+    Args:
+        spec: the watcher's options; may be replaced at any time.
+        now: monotonic seconds.
+        rand: numbers in [0, 1) for jitter.
+        history: shared between the slots of a watcher under `flapping.scope = watcher`.
+    """
+
+    __slots__ = (
+        "alive",
+        "delay",
+        "entered",
+        "expected",
+        "failures",
+        "history",
+        "last_exit",
+        "rand",
+        "reason",
+        "released",
+        "restarts",
+        "serial",
+        "spec",
+        "stage",
+        "started",
+        "state",
+        "want",
+    )
+
+    def __init__(
+        self,
+        spec: WatcherSpec,
+        now: float,
+        rand: Callable[[], float],
+        history: History | None = None,
+    ) -> None:
+        self.spec = spec
+        self.rand = rand
+        self.history = history or History()
+        self.state = State.STOPPED
+        self.entered = now
+        self.want = Want.DOWN
+        self.reason = ""
+        self.serial = 0
+        self.alive = False
+        self.released = True
+        self.started = now
+        self.stage = 0
+        self.delay = 0.0
+        self.failures = 0
+        self.restarts = 0
+        self.expected: frozenset[int] = frozenset()
+        self.last_exit: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<{self.state} want={self.want} serial={self.serial} alive={self.alive}>"
+
+    def handle(self, event: Event, now: float) -> list[Action]:
+        """Take one event; return what is to be done, in order."""
+        serial = getattr(event, "serial", self.serial)
+        if serial != self.serial and not isinstance(event, Spawned):
+            return []
+        before, stage, alive = self.state, self.stage, self.alive
+        self.state, actions = RULES[self.state, type(event)](self, event, now)
+        if (self.state, self.stage, self.alive) != (before, stage, alive):
+            self.entered = now
+        return actions
+
+    @property
+    def deadline(self) -> float | None:
+        """When Timeout is due; None: nothing is waited for but events."""
+        match self.state:
+            case State.STARTING if self.alive:
+                return self.entered + ready_delay(self.spec)
+            case State.BACKOFF | State.FLAPPING:
+                return self.entered + self.delay
+            case State.STOPPING if self.alive:
+                return self.entered + self._stage_timeout()
+            case State.STOPPING:
+                return self.entered + self.spec.drain_timeout
+            case _:
+                return None
+
+    def uptime(self, now: float) -> float | None:
+        """Seconds since the process was started; None without one."""
+        return now - self.started if self.alive else None
+
+    def proven(self, now: float) -> bool:
+        """Whether the process may take over from one of an older generation.
+
+        Ready is not enough where ready means no more than spawned: a program that ends
+        at once must not cost the one that works.
+        """
+        done = self.state is State.DONE
+        return done or (self.state is State.RUNNING and now >= self.proven_at)
+
+    @property
+    def proven_at(self) -> float:
+        """When a running process counts as proven."""
+        return self.started + (self.spec.flapping.window if not ready_delay(self.spec) else 0.0)
+
+    # ---- rules: (event, now) -> next state, actions --------------------------------------
+
+    def _ignore(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        return self.state, []
+
+    def _never(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        raise AssertionError(f"{type(event).__name__} cannot happen when {self.state}")
+
+    def _spawn(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        self.delay = 0.0
+        return State.STARTING, [Spawn()]
+
+    def _retry(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        self.history.waited += self.delay
+        return self._spawn(event, now)
+
+    def _start(self, event: Start, now: float) -> tuple[State, list[Action]]:
+        self.want = Want.UP
+        if event.afresh:
+            self.failures = 0
+            self.history.forget()
+        return self._spawn(event, now)
+
+    def _spawned(self, event: Spawned, now: float) -> tuple[State, list[Action]]:
+        self.restarts += 1 if self.serial else 0
+        self.serial = event.serial
+        self.alive, self.released = True, False
+        self.started = now
+        self.expected = frozenset()
+        if ready_delay(self.spec) > 0:
+            return State.STARTING, []
+        return self._ready(event, now)
+
+    def _spawn_failed(self, event: SpawnFailed, now: float) -> tuple[State, list[Action]]:
+        self.reason = event.reason
+        self.last_exit = None
+        return self._after_death(now, 0.0)
+
+    def _ready(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        if not self.alive:
+            return self.state, []
+        return State.RUNNING, [Publish("ready")]
+
+    def _note_signal(self, event: Signalled, now: float) -> tuple[State, list[Action]]:
+        self.expected |= {event.signum}
+        return self.state, []
+
+    def _stop(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        self.want = Want.DOWN
+        return self._end(event, now)
+
+    def _end(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        """From any state but stopping: begin to end what is there."""
+        self.delay = 0.0
+        if self.alive:
+            self.stage = 0
+            return State.STOPPING, [Signal(self.spec.stop_signal[0].signum)]
+        return (State.STOPPED if self.released else State.STOPPING), []
+
+    def _change_mind(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        """While stopping: what is wanted afterwards changes, the stop goes on."""
+        self.want = Want.UP if isinstance(event, Start) else Want.DOWN
+        return State.STOPPING, []
+
+    def _next_stage(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        """While stopping: the process, or what it left, took too long."""
+        if not self.alive:
+            return self._over(now, [Abandon()])
+        self.stage += 1
+        if self.stage < len(self.spec.stop_signal):
+            return State.STOPPING, [Signal(self.spec.stop_signal[self.stage].signum)]
+        return State.STOPPING, [Kill()]
+
+    def _died(self, event: Exited, now: float) -> tuple[State, list[Action]]:
+        """An end that nobody commanded, as far as is known."""
+        self._note_exit(event)
+        state, actions = State.DONE, [Publish("done", self._facts())]
+        if restarts(self.spec, event.status):
+            if is_commanded(event.status, self.expected):
+                state, actions = self._spawn(event, now)
+            else:
+                state, actions = self._after_death(now, now - self.started)
+        return state, [Clear(), *actions]
+
+    def _died_stopping(self, event: Exited, now: float) -> tuple[State, list[Action]]:
+        self._note_exit(event)
+        self.reason = "stopped" if self.want is Want.DOWN else self.reason
+        return State.STOPPING, [Clear()]
+
+    def _released(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        self.released = True
+        return self.state, []
+
+    def _cleared(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        if self.alive:  # a stale pipe ended; the process itself has not
+            return State.STOPPING, []
+        return self._over(now, [])
+
+    def _over(self, now: float, actions: list[Action]) -> tuple[State, list[Action]]:
+        """A stop is over; what is wanted may have changed meanwhile."""
+        self.released = True
+        self.stage = 0
+        if self.want is Want.UP:
+            return State.STARTING, [*actions, Spawn()]
+        return State.STOPPED, actions
+
+    # ---- what the rules share ------------------------------------------------------------
+
+    def _note_exit(self, event: Exited) -> None:
+        self.alive = False
+        self.last_exit = event.status
+        self.reason = describe_exit(event.status)
+
+    def _after_death(self, now: float, uptime: float) -> tuple[State, list[Action]]:
+        """Restart at once, wait, or give up: the policy after a death that counts."""
+        spec, history = self.spec, self.history
+        if uptime >= spec.stable_after:
+            self.failures = 0
+            history.forget()
+        self.failures += 1
+        if history.is_crash_loop(spec, now, uptime):
+            limit = spec.flapping.max_retry
+            limit = spec.max_retry if limit is None else limit
+            if 0 <= limit <= history.tries:
+                return State.FAILED, [Publish("gave_up", self._facts())]
+            history.tries += 1
+            history.on_trial = True
+            self.delay = self._jittered(
+                spec.flapping.retry_in, history.tries - 1, spec.flapping.retry_max
+            )
+            return State.FLAPPING, [Publish("flapping", self._facts())]
+        if self.failures == 1:
+            return State.STARTING, [Spawn()]
+        self.delay = self._jittered(spec.backoff_delay, self.failures - 2, spec.backoff_max)
+        return State.BACKOFF, [Publish("backoff", self._facts())]
+
+    def _jittered(self, base: float, doublings: int, most: float) -> float:
+        """`base` doubled, at most `most`, and up to `backoff.jitter` of it more."""
+        delay = min(base * 2.0 ** min(doublings, 64), most)
+        return delay * (1.0 + self.spec.backoff_jitter * self.rand())
+
+    def _stage_timeout(self) -> float:
+        if self.stage >= len(self.spec.stop_signal):
+            return KILL_AGAIN
+        timeout = self.spec.stop_signal[self.stage].timeout
+        return self.spec.graceful_timeout if timeout is None else timeout
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "exit_code": self.last_exit,
+            "reason": self.reason,
+            "deaths": self.failures,
+            "tries": self.history.tries,
+            "retry_in": round(self.delay, 3),
+        }
+
+
+_L = Lifecycle
+_ignore, _never = _L._ignore, _L._never
+
+# A row a state, in the order of EVENTS:
+#   Start          Stop            Recycle         Spawned       SpawnFailed
+#   Ready          Signalled       Exited          Released      Timeout
+_TABLE: dict[State, tuple[Rule, ...]] = {
+    State.STOPPED: (
+        *(_L._start, _ignore, _ignore, _never, _never),
+        *(_ignore, _ignore, _never, _ignore, _ignore),
+    ),
+    State.STARTING: (
+        *(_ignore, _L._stop, _L._end, _L._spawned, _L._spawn_failed),
+        *(_L._ready, _L._note_signal, _L._died, _L._released, _L._ready),
+    ),
+    State.RUNNING: (
+        *(_ignore, _L._stop, _L._end, _never, _never),
+        *(_ignore, _L._note_signal, _L._died, _ignore, _ignore),
+    ),
+    State.STOPPING: (
+        *(_L._change_mind, _L._change_mind, _ignore, _never, _never),
+        *(_ignore, _ignore, _L._died_stopping, _L._cleared, _L._next_stage),
+    ),
+    State.BACKOFF: (
+        *(_L._start, _L._stop, _ignore, _never, _never),
+        *(_ignore, _ignore, _never, _L._released, _L._retry),
+    ),
+    State.FLAPPING: (
+        *(_L._start, _L._stop, _ignore, _never, _never),
+        *(_ignore, _ignore, _never, _L._released, _L._spawn),
+    ),
+    State.FAILED: (
+        *(_L._start, _L._stop, _ignore, _never, _never),
+        *(_ignore, _ignore, _never, _L._released, _ignore),
+    ),
+    State.DONE: (
+        *(_L._start, _L._stop, _ignore, _never, _never),
+        *(_ignore, _ignore, _never, _L._released, _ignore),
+    ),
+}
+
+RULES: dict[tuple[State, type[Event]], Rule] = {
+    (state, event): rule
+    for state, row in _TABLE.items()
+    for event, rule in zip(EVENTS, row, strict=True)
+}
+
+
+# ---- pure helpers ------------------------------------------------------------------------
+
+
+def ready_delay(spec: WatcherSpec) -> float:
+    """Seconds a process must run to count as ready; 0 = as soon as it is spawned."""
+    kind, _, seconds = spec.ready.partition(":")
+    return float(seconds) if kind == "uptime" else 0.0
+
+
+def restarts(spec: WatcherSpec, status: int | None) -> bool:
+    """Whether the restart policy wants a new process after this end."""
+    if spec.restart is Restart.NEVER or status in spec.restart_prevent:
+        return False
+    return spec.restart is Restart.ALWAYS or status not in spec.success_codes
+
+
+ENDING_SIGNALS = frozenset(
+    {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL}
+)
+
+
+def is_commanded(status: int | None, signals: frozenset[int]) -> bool:
+    """Whether an end is what a client's signals asked for.
+
+    A program may answer SIGTERM by any exit code, so after such a signal every end is
+    taken for the answer; after another one, say SIGUSR1, only a death of that very signal.
+    """
+    return bool(signals & ENDING_SIGNALS) or (status is not None and -status in signals)
+
+
+def describe_exit(status: int | None) -> str:
+    """An exit status in words."""
+    if status is None:
+        return "ended while nobody watched"
+    if status >= 0:
+        return f"exit code {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"killed by signal {-status}"

@@ -1,0 +1,659 @@
+"""Runs one watcher: performs what the slots' machines and the plan ask for.
+
+Two doors lead in. The *commands* (start, stop, restart, reload, scale, set) change
+what is wanted, wait for their turn behind earlier commands to the same watcher, and end when
+the watcher has come to rest; a stop pre-empts whatever else is going on. The *reports*
+(a process ended, a deadline came, a pipe was read out) feed the machines. Both end in
+`Board.wake`, after which the plan is made and carried out in the loop's next turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sysup import config
+from sysup.body import Body, Mould, Remains
+from sysup.config import Impact, WatcherSpec
+from sysup.machine import (
+    Abandon,
+    Action,
+    Clear,
+    Event,
+    Exited,
+    History,
+    Kill,
+    Lifecycle,
+    Publish,
+    Recycle,
+    Released,
+    Signal,
+    Signalled,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Start,
+    State,
+    Timeout,
+    Want,
+)
+from sysup.plan import (
+    LOOPING,
+    NOT_SERVING,
+    Forget,
+    Goal,
+    Launch,
+    Rollout,
+    Send,
+    Slot,
+    plan,
+    public_state,
+)
+from sysup.process import OS
+from sysup.protocol import SysupError
+from sysup.streams import Pump
+
+TURN = 0.005
+"""Seconds of launching after which the loop gets its turn."""
+REPORT_WITHIN = 0.25
+"""Seconds that a death report waits at most for the last output of the dead."""
+
+
+class Superseded(SysupError):
+    """A stop came before the command was through."""
+
+
+class Board:
+    """What the watchers share: the loop, the system, the pump, and the turn to act.
+
+    Args:
+        publish: takes (watcher name, event, payload).
+        wall: seconds since the epoch, for what people and the wire read.
+        rand: numbers in [0, 1), for jitter.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        os: OS,
+        pump: Pump,
+        publish: Callable[[str, str, Mapping[str, Any]], None],
+        wall: Callable[[], float],
+        rand: Callable[[], float],
+    ) -> None:
+        self.loop = loop
+        self.os = os
+        self.pump = pump
+        self.publish = publish
+        self.wall = wall
+        self.rand = rand
+        self.circus = False
+        self.sockets: Mapping[str, int] = {}
+        self.socket_problems: Mapping[str, str] = {}
+        self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
+        self.bodies: dict[int, Body] = {}
+        """By pid: the processes that live in slots."""
+        self.remains = Remains(loop, os, self.bodies.keys)
+        self._awake: dict[Watcher, None] = {}
+
+    def wake(self, watcher: Watcher) -> None:
+        """Have the watcher's plan made and carried out in the loop's next turn."""
+        if not self._awake:
+            self.loop.call_soon(self._act)
+        self._awake[watcher] = None
+
+    def _act(self) -> None:
+        """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
+        until = self.loop.time() + TURN
+        waiting, self._awake = self._awake, {}
+        while waiting:
+            watcher = next(iter(waiting))
+            del waiting[watcher]
+            if watcher.act(until):
+                self.wake(watcher)
+            if self.loop.time() >= until:
+                break
+        for watcher in waiting:
+            self.wake(watcher)
+
+
+@dataclass
+class Place(Slot):
+    """A slot with what the shell keeps of it."""
+
+    body: Body | None = None
+    timer: asyncio.TimerHandle | None = None
+    max_age: float = 0.0
+    output: str = ""
+
+
+@dataclass
+class Waiter:
+    """A command that waits for the watcher to come to rest."""
+
+    condition: Callable[[], bool]
+    future: asyncio.Future[None] = field(repr=False)
+
+
+class Watcher:
+    """One watcher of the app: its options and its slots."""
+
+    def __init__(self, board: Board, spec: WatcherSpec) -> None:
+        self.board = board
+        self.spec = spec
+        self.places: dict[int, Place] = {}
+        self.want = Want.DOWN
+        self.problem = ""
+        self._generation = 1
+        self._rollout = Rollout(surge=0, max_unavailable=spec.numprocesses)
+        self._not_before = 0.0
+        self._history = History() if spec.flapping.scope == "watcher" else None
+        self._mould: Mould | None = None
+        self._waiters: list[Waiter] = []
+        self._turn = asyncio.Lock()
+        self._stops = 0
+        self._again: asyncio.TimerHandle | None = None
+        self._published = "stopped"
+
+    def __repr__(self) -> str:
+        return f"<watcher {self.spec.name} want={self.want} {len(self.places)} slots>"
+
+    @property
+    def name(self) -> str:
+        """As the config has it."""
+        return self.spec.name
+
+    @property
+    def state(self) -> str:
+        """Circus's word: stopped, starting, active or stopping."""
+        return public_state(self.want, self.places.values())
+
+    @property
+    def bodies(self) -> list[tuple[Place, Body]]:
+        """The slots that hold a living process, by wid."""
+        return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]
+
+    # ---- commands ------------------------------------------------------------------------
+
+    async def start(self) -> dict[str, Any]:
+        """Be up; ends when every process runs, waits to be retried, or was given up."""
+        before = self._pids()
+        async with self._my_turn():
+            self.begin_start()
+            await self._rest(self._is_up)
+        return self._difference(before)
+
+    def begin_start(self) -> None:
+        """The part of `start` that needs no waiting."""
+        self.want = Want.UP
+        for place in list(self.places.values()):
+            if place.life.state is not State.STOPPED:
+                self._handle(place, Start())
+        self.board.wake(self)
+
+    async def stop(self) -> dict[str, Any]:
+        """Be down; pre-empts other commands; ends when nothing of the processes is left."""
+        before = self._pids()
+        self.begin_stop()
+        await self._rest(self._is_down)
+        return self._difference(before)
+
+    def begin_stop(self) -> None:
+        """The part of `stop` that needs no waiting."""
+        self.want = Want.DOWN
+        self._stops += 1
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if waiter.condition == self._is_down:
+                self._waiters.append(waiter)
+            elif not waiter.future.done():
+                waiter.future.set_exception(Superseded(f"{self.name} was told to stop"))
+        self.board.wake(self)
+
+    async def restart(self) -> dict[str, Any]:
+        """Stop all, then start all."""
+        before = self._pids()
+        async with self._my_turn() as still_mine:
+            self.want = Want.DOWN
+            self.board.wake(self)
+            await self._rest(self._is_down)
+            still_mine()
+            self.begin_start()
+            await self._rest(self._is_up)
+        return self._difference(before)
+
+    async def reload(self, *, sequential: bool = False) -> dict[str, Any]:
+        """Replace every process by one of the present options, without a gap.
+
+        Old processes go as new ones have proven themselves. Raises SysupError when the new
+        ones fail; the old ones run on, and go if the new ones recover.
+        """
+        before = self._pids()
+        async with self._my_turn():
+            if self.want is Want.DOWN:
+                raise SysupError(f"{self.name} is stopped")
+            if self.spec.send_hup:
+                self.signal(signal.SIGHUP)
+                return self._difference(before)
+            self._next_generation(sequential)
+            await self._rest(self._is_rolled_out)
+            self._publish("reload")
+            failed = self._failed_generation()
+            if failed:
+                raise SysupError(f"cannot replace {self.name}: {failed}; the old processes run on")
+        return self._difference(before)
+
+    async def scale(self, change: int) -> int:
+        """Have so many processes more; those that stay are not touched. Returns the number."""
+        async with self._turn:
+            number = max(0, self.spec.numprocesses + change)
+            if self.spec.singleton:
+                number = min(number, 1)
+            self._replace_spec(replace(self.spec, numprocesses=number))
+            self.board.wake(self)
+            await self._rest_if_up(self._is_up)
+            return self.spec.numprocesses
+
+    async def set(self, options: Mapping[str, Any]) -> dict[str, str]:
+        """Change options; returns how each took effect.
+
+        Raises MessageError for an unknown option or a value of the wrong type; then none
+        of them is changed.
+        """
+        async with self._turn:
+            spec = self.spec
+            for key, value in options.items():
+                spec = config.with_option(spec, key, value)
+            impacts = {key: config.impact(key) for key in options}
+            self.apply(spec, set(impacts.values()))
+            for _ in options:
+                self._publish("updated")
+            if Impact.RELOAD in impacts.values():
+                await self._rest_if_up(self._is_rolled_out)
+        return {key: str(impact) for key, impact in impacts.items()}
+
+    def apply(self, spec: WatcherSpec, impacts: Collection[Impact]) -> None:
+        """Take new options over; the processes follow as each change needs."""
+        self._replace_spec(spec)
+        if Impact.LIMITS in impacts:
+            self._limit_running()
+        if Impact.RELOAD in impacts:
+            self._next_generation(sequential=False)
+        self.board.wake(self)
+
+    async def kill(
+        self, pid: int | None, signum: int | None, graceful_timeout: float | None
+    ) -> None:
+        """End processes (one, or all) and let them be started afresh.
+
+        `signum` and `graceful_timeout` (seconds) stand in for the watcher's own.
+        """
+        for place, body in self.bodies:
+            if pid is not None and body.process.pid != pid:
+                continue
+            if signum is not None or graceful_timeout is not None:
+                stage = self.spec.stop_signal[0]
+                stage = replace(
+                    stage,
+                    signum=stage.signum if signum is None else signum,
+                    timeout=stage.timeout if graceful_timeout is None else graceful_timeout,
+                )
+                place.life.spec = replace(place.life.spec, stop_signal=(stage,))
+            self._handle(place, Recycle())
+        await self._rest(self._is_up if self.want is Want.UP else self._is_down)
+
+    def signal(
+        self,
+        signum: int,
+        pid: int | None = None,
+        child_pid: int | None = None,
+        children: bool = False,
+        recursive: bool = False,
+    ) -> None:
+        """Send a signal to processes, or below them; dying of it counts as no crash."""
+        for place, body in self.bodies:
+            if pid is not None and body.process.pid != pid:
+                continue
+            if child_pid is not None:
+                self.board.os.signal_child(body.process, child_pid, signum)
+            elif children or recursive:
+                self.board.os.signal_children(body.process, signum, recursive=recursive)
+            if child_pid is None and (recursive or not children):
+                self._handle(place, Signalled(body.serial, signum))
+                self.board.os.signal(body.process, signum)
+
+    def check_age(self) -> None:
+        """Begin to replace processes that are older than `max_age` allows."""
+        now = self.board.loop.time()
+        for place, body in self.bodies:
+            if place.max_age and now - place.life.started > place.max_age:
+                self._handle(place, Recycle())
+
+    def close(self) -> None:
+        """The watcher is removed: let go of what it holds open."""
+        self._break_mould()
+        for handle in (self._again, *(p.timer for p in self.places.values())):
+            if handle is not None:
+                handle.cancel()
+
+    def forget_processes(self) -> None:
+        """Leave the processes running and know them no more (`rm --nostop`)."""
+        for place, body in self.bodies:
+            self.board.loop.remove_reader(body.process.pidfd)
+            self.board.bodies.pop(body.process.pid, None)
+            if place.timer is not None:
+                place.timer.cancel()
+        self.places.clear()
+        self.want = Want.DOWN
+
+    # ---- acting on the plan --------------------------------------------------------------
+
+    def act(self, until: float) -> bool:
+        """Carry the plan out until the time is over; True: there is more to do."""
+        now = self.board.loop.time()
+        planned = plan(self._goal(), self.places.values(), now)
+        for step in planned.steps:
+            match step:
+                case Launch(wid):
+                    self._launch(wid)
+                case Send(wid, event):
+                    self._handle(self.places[wid], event)
+                case Forget(wid):
+                    self._forget(wid)
+            if self.board.loop.time() >= until:
+                return True
+        self._come_to_rest(planned.again_at)
+        return bool(planned.steps)
+
+    def _goal(self) -> Goal:
+        spec = self.spec
+        return Goal(
+            want=self.want,
+            numprocesses=spec.numprocesses,
+            generation=self._generation,
+            rollout=self._rollout,
+            not_before=self._not_before,
+            one_by_one=spec.warmup_delay > 0,
+            together=self._history is not None,
+        )
+
+    def _come_to_rest(self, again_at: float | None) -> None:
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
+        if again_at is not None:
+            self._again = self.board.loop.call_at(again_at, self.board.wake, self)
+        state = self.state
+        if state != self._published and state in ("active", "stopped"):
+            self._publish("start" if state == "active" else "stop")
+            self._published = state
+        self._answer_waiters()
+
+    def _launch(self, wid: int) -> None:
+        now = self.board.loop.time()
+        life = Lifecycle(self.spec, now, self.board.rand, self._history)
+        place = Place(wid, self._generation, life)
+        self.places[wid] = place
+        self._not_before = now + self.spec.warmup_delay
+        self._handle(place, Start(afresh=self._history is None))
+
+    def _forget(self, wid: int) -> None:
+        place = self.places.pop(wid)
+        if place.timer is not None:
+            place.timer.cancel()
+
+    def _handle(self, place: Place, event: Event) -> None:
+        """Feed a machine, do what it asks, and set its timer."""
+        loop = self.board.loop
+        before = place.life.state
+        for action in place.life.handle(event, loop.time()):
+            self._perform(place, action)
+        if place.timer is not None:
+            place.timer.cancel()
+            place.timer = None
+        deadline = place.life.deadline
+        if deadline is not None:
+            place.timer = loop.call_at(deadline, self._handle, place, Timeout())
+        if place.life.state is not before or not place.life.alive:
+            self.board.wake(self)
+
+    def _perform(self, place: Place, action: Action) -> None:
+        match action:
+            case Spawn():
+                self._spawn(place)
+            case Signal(signum):
+                self._signal(place, signum)
+            case Kill():
+                self._signal(place, signal.SIGKILL)
+            case Clear() if place.body is not None:
+                body = place.body
+                self.board.remains.clear(body, lambda serial: self._handle(place, Released(serial)))
+            case Abandon() if place.body is not None:
+                self.board.remains.abandon(place.body)
+            case Publish(event, fields) if "reason" in fields:
+                self._report(place, event, fields)
+            case Publish(event, fields):
+                pid = place.body.process.pid if place.body else None
+                self._publish(event, process_pid=pid, wid=place.wid, **fields)
+
+    # ---- processes -----------------------------------------------------------------------
+
+    def _spawn(self, place: Place) -> None:
+        board = self.board
+        try:
+            if self._mould is None:
+                self._mould = Mould(board, self.spec)
+            body = self._mould.make(place.wid)
+        except SysupError as error:
+            place.body = None
+            self._handle(place, SpawnFailed(str(error)))
+            return
+        place.body = body
+        place.max_age = self._draw_max_age()
+        board.bodies[body.process.pid] = body
+        board.loop.add_reader(body.process.pidfd, self._on_exit, place, body)
+        self._publish("spawn", process_pid=body.process.pid, wid=place.wid)
+        self._handle(place, Spawned(body.serial))
+
+    def _on_exit(self, place: Place, body: Body) -> None:
+        """The pidfd is readable: the process has ended, once and for all."""
+        status = self.board.os.wait(body.process)
+        self.board.loop.remove_reader(body.process.pidfd)
+        self.board.os.close(body.process)
+        self.board.bodies.pop(body.process.pid, None)
+        self._publish("reap", process_pid=body.process.pid, wid=place.wid, exit_code=status)
+        body.on_output.append(lambda output: setattr(place, "output", output))
+        self._handle(place, Exited(body.serial, status))
+
+    def _signal(self, place: Place, signum: int) -> None:
+        body = place.body
+        if body is None:
+            return
+        os, scope = self.board.os, place.life.spec.stop_scope
+        self._publish("kill", process_pid=body.process.pid, wid=place.wid, signum=signum)
+        if place.life.spec.stop_children and signum != signal.SIGKILL:
+            os.signal_children(body.process, signum, recursive=False)
+        if scope == "group" or (scope == "tree" and signum == signal.SIGKILL):
+            os.signal_group(body.process.pid, signum)
+        os.signal(body.process, signum)
+
+    def _limit_running(self) -> None:
+        for _, body in self.bodies:
+            for limit in self.spec.rlimits:
+                self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+
+    def _draw_max_age(self) -> float:
+        """Drawn once for each process, so lifetimes spread over the whole variance."""
+        if not self.spec.max_age:
+            return 0.0
+        return self.spec.max_age + self.spec.max_age_variance * self.board.rand()
+
+    def _break_mould(self) -> None:
+        """Later processes are made from the options as they are then."""
+        if self._mould is not None:
+            self._mould.close()
+            self._mould = None
+
+    # ---- at rest -------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait behind earlier commands; a stop that came meanwhile ends the command."""
+        stops = self._stops
+
+        def still_mine() -> None:
+            if self._stops != stops:
+                raise Superseded(f"{self.name} was told to stop")
+
+        async with self._turn:
+            still_mine()
+            yield still_mine
+
+    async def _rest(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds after the plan has been carried out."""
+        future: asyncio.Future[None] = self.board.loop.create_future()
+        self._waiters.append(Waiter(condition, future))
+        self.board.wake(self)
+        await future
+
+    async def _rest_if_up(self, condition: Callable[[], bool]) -> None:
+        """As _rest, for a change that holds though a stop makes its effect invisible."""
+        if self.want is Want.UP:
+            with suppress(Superseded):
+                await self._rest(condition)
+
+    def _answer_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if waiter.future.done():
+                continue
+            if waiter.condition():
+                waiter.future.set_result(None)
+            else:
+                self._waiters.append(waiter)
+
+    def _is_down(self) -> bool:
+        return not self.places
+
+    def _is_up(self) -> bool:
+        """Every slot has come to a verdict: it runs, waits for its retry, or is over."""
+        moving = (State.STOPPED, State.STARTING, State.STOPPING)
+        current = [p for p in self.places.values() if p.life.want is Want.UP]
+        settled = all(p.life.state not in moving for p in self.places.values())
+        looping = any(p.life.state in LOOPING for p in current)
+        return settled and (len(current) == self.spec.numprocesses or looping)
+
+    def _is_rolled_out(self) -> bool:
+        """No older generation is left, or the new one fails."""
+        if self._failed_generation():
+            return True
+        return self._is_up() and all(p.generation == self._generation for p in self.places.values())
+
+    def _failed_generation(self) -> str:
+        """Why processes of the newest generation don't run; empty if they do."""
+        for place in self.places.values():
+            if place.generation == self._generation and place.life.state in NOT_SERVING - {
+                State.DONE
+            }:
+                return place.life.reason
+        return ""
+
+    def _next_generation(self, sequential: bool) -> None:
+        number = self.spec.numprocesses
+        self._generation += 1
+        self._break_mould()
+        self._rollout = Rollout(0, 1) if sequential else Rollout(number, 0)
+        self.board.wake(self)
+
+    def _replace_spec(self, spec: WatcherSpec) -> None:
+        self.spec = spec
+        for place in self.places.values():
+            place.life.spec = spec
+
+    # ---- what others see -----------------------------------------------------------------
+
+    def _publish(self, event: str, **fields: Any) -> None:
+        self.board.publish(self.name, event, fields)
+
+    def _report(self, place: Place, event: str, fields: Mapping[str, Any]) -> None:
+        """Publish a death with the last output, as soon as that is read."""
+        body = place.body
+        pid = body.process.pid if body else None
+        done = False
+
+        def tell(output: str) -> None:
+            nonlocal done
+            if not done:
+                done = True
+                self._publish(event, process_pid=pid, wid=place.wid, last_output=output, **fields)
+                if event == "gave_up" and self.spec.flapping.on_give_up == "exit":
+                    self.board.on_give_up(place.life.last_exit)
+
+        if body is None:
+            tell("")
+            return
+        body.on_output.append(tell)
+        self.board.loop.call_later(REPORT_WITHIN, tell, "")
+
+    def _pids(self) -> set[int]:
+        return {body.process.pid for _, body in self.bodies}
+
+    def _difference(self, before: set[int]) -> dict[str, Any]:
+        """What a command did, in pids, as Circus tells it."""
+        after = self._pids()
+        return {
+            "started": sorted(after - before),
+            "stopped": sorted(before - after),
+            "kept": sorted(after & before),
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """All that `status` tells about the watcher."""
+        now = self.board.loop.time()
+        processes = [self._describe_place(place, now) for _, place in sorted(self.places.items())]
+        retries = [p["retry_in"] for p in processes if p["retry_in"] is not None]
+        uptimes = [p["uptime"] for p in processes if p["uptime"] is not None]
+        reasons = [p["reason"] for p in processes if p["reason"]]
+        return {
+            "state": self._worst_state(),
+            "want": str(self.want),
+            "numprocesses": self.spec.numprocesses,
+            "ready": sum(p["state"] == State.RUNNING for p in processes),
+            "restarts": sum(p["restarts"] for p in processes),
+            "uptime": min(uptimes, default=None),
+            "retry_in": min(retries, default=None),
+            "reason": reasons[0] if reasons else None,
+            "problem": (self._mould.problem if self._mould else "") or None,
+            "processes": processes,
+        }
+
+    def _worst_state(self) -> str:
+        """The state an operator should know: the worst of the slots, else Circus's word."""
+        states = {place.life.state for place in self.places.values()}
+        for state in (State.FAILED, State.FLAPPING, State.BACKOFF):
+            if state in states:
+                return str(state)
+        if self.want is Want.UP and states == {State.DONE}:
+            return str(State.DONE)
+        return self.state
+
+    def _describe_place(self, place: Place, now: float) -> dict[str, Any]:
+        life = place.life
+        uptime = life.uptime(now)
+        waits = life.state in (State.BACKOFF, State.FLAPPING)
+        return {
+            "wid": place.wid,
+            "pid": place.body.process.pid if place.body and life.alive else None,
+            "state": str(life.state),
+            "uptime": None if uptime is None else round(uptime, 3),
+            "restarts": life.restarts,
+            "tries": life.history.tries,
+            "retry_in": round(max(0.0, (life.deadline or now) - now), 3) if waits else None,
+            "exit_code": life.last_exit,
+            "reason": life.reason or None,
+            "last_output": place.output or None,
+        }
