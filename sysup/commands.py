@@ -8,15 +8,15 @@ sysup differs.
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
-import signal
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from sysup import __version__, config
+from sysup.config import Role
 from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.watcher import Watcher
@@ -24,12 +24,8 @@ from sysup.watcher import Watcher
 T = TypeVar("T")
 
 
-class Role(IntEnum):
-    """What a client may do; each includes those before it."""
-
-    READ = 1
-    OPERATE = 2
-    ADMIN = 3
+RANK = {Role.READ: 1, Role.OPERATE: 2, Role.ADMIN: 3}
+"""Each role includes those of lower rank."""
 
 
 class App(Protocol):
@@ -37,7 +33,7 @@ class App(Protocol):
 
     watchers: dict[str, Watcher]
 
-    def add(self, spec: config.WatcherSpec) -> Watcher: ...
+    def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher: ...
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     async def start_all(self) -> None: ...
     async def stop_all(self) -> None: ...
@@ -78,6 +74,10 @@ class Properties:
         if wrong_bool or not isinstance(value, kind):
             raise MessageError(f"message invalid '{key}' isn't {word}")
         return value
+
+    def anything(self, key: str) -> Any:
+        """Whatever it is; None if it is not there."""
+        return self._values.get(key)
 
     def text(self, key: str) -> str:
         """A string."""
@@ -125,7 +125,7 @@ class Properties:
         """A signal by number or by name, with or without SIG."""
         value = self._get(key, (int, str), "a signal")
         try:
-            return int(signal.Signals(config.signum(str(value))))
+            return config.signal_number(str(value))
         except ValueError:
             raise MessageError(f"message invalid '{key}' isn't a signal: {value}") from None
 
@@ -175,11 +175,10 @@ def run(app: App, request: Request, role: Role) -> Reply | Later:
     entry = COMMANDS.get(request.command)
     if entry is None:
         raise UnknownCommand(f"unknown command: '{request.command}'")
-    if role < entry.role:
-        needed = entry.role.name.lower()
+    if RANK[role] < RANK[entry.role]:
         raise AccessDenied(
-            f"permission denied: {request.command} needs the role '{needed}', this endpoint has "
-            f"'{role.name.lower()}'; use the ipc endpoint, or set tcp_plain_role"
+            f"permission denied: {request.command} needs the role '{entry.role}', this endpoint "
+            f"has '{role}'; use the ipc endpoint, or set tcp_plain_role"
         )
     return entry.run(app, Properties(request.properties))
 
@@ -216,8 +215,6 @@ async def one_or_many(
     watchers: list[Watcher], act: Callable[[Watcher], Coroutine[Any, Any, Any]]
 ) -> Reply:
     """Do the same to several watchers at once; one alone tells its `info`."""
-    import asyncio
-
     results = await asyncio.gather(*(act(w) for w in watchers), return_exceptions=True)
     failed = [r for r in results if isinstance(r, BaseException)]
     if failed and len(watchers) == 1:
@@ -338,7 +335,7 @@ def commands(app: App, p: Properties) -> Reply:
     """What can be asked, with the role it takes."""
     return {
         "commands": {
-            name: {"role": entry.role.name.lower(), "help": entry.help}
+            name: {"role": str(entry.role), "help": entry.help}
             for name, entry in sorted(COMMANDS.items())
         }
     }
@@ -457,17 +454,15 @@ def kill(app: App, p: Properties) -> Later:
 def set_(app: App, p: Properties) -> Later:
     """Change options of a watcher."""
     watcher, values = find(app, p.text("name")), p.mapping("options")
-    spec = watcher.spec
-    for key, value in values.items():
-        spec = config.with_option(spec, key, value)  # a bad one is told before the reply
+    config.with_options(watcher.spec, values)  # what is wrong is told before the reply
     return Later(_then(watcher.set(values), lambda impacts: {"impacts": impacts}))
 
 
 @command(Role.ADMIN)
 def add(app: App, p: Properties) -> Reply | Later:
     """Make a new watcher."""
-    args: Any = "" if "args" not in p else p._values["args"]
-    watcher = app.add(config.add(p.text("name"), p.text("cmd"), args, p.mapping("options")))
+    options = p.mapping("options")
+    watcher = app.add(p.text("name"), p.text("cmd"), p.anything("args"), options)
     if p.flag("start"):
         return Later(_then(watcher.start(), lambda info: info))
     return {}

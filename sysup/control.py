@@ -24,7 +24,8 @@ from typing import Any
 import zmq
 
 from sysup import commands, protocol
-from sysup.commands import App, Later, Role
+from sysup.commands import App, Later
+from sysup.config import Role
 from sysup.protocol import Errno, Request, SysupError
 
 log = logging.getLogger("sysup.control")

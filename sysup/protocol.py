@@ -28,6 +28,24 @@ CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
 """Names of the sockets in an app's runtime directory."""
 
+SYSTEM_BASE = "/run/sysup"
+"""Where the runtime directories of root's apps are."""
+
+
+def runtime_base(uid: int, environ: Mapping[str, str]) -> str:
+    """The directory that holds the runtime directories of a user's apps, one for each app.
+
+    `SYSUP_RUNTIME_DIR` overrides it. In /tmp anybody may have made it: who uses it checks
+    that its owner is `uid`.
+    """
+    override = environ.get("SYSUP_RUNTIME_DIR")
+    if override:
+        return override
+    if uid == 0:
+        return SYSTEM_BASE
+    of_session = environ.get("XDG_RUNTIME_DIR")
+    return f"{of_session}/sysup" if of_session else f"/tmp/sysup-{uid}"
+
 
 class Errno(IntEnum):
     """The `errno` of an error reply (Circus's numbers)."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sysup import config
-from sysup.body import Body, Mould, Remains
+from sysup.body import Body, Mould, Remains, Setting
 from sysup.config import Impact, WatcherSpec
 from sysup.machine import (
     Abandon,
@@ -87,13 +87,10 @@ class Board:
     ) -> None:
         self.loop = loop
         self.os = os
-        self.pump = pump
         self.publish = publish
         self.wall = wall
         self.rand = rand
-        self.circus = False
-        self.sockets: Mapping[str, int] = {}
-        self.socket_problems: Mapping[str, str] = {}
+        self.setting = Setting(os, pump)
         self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
         self.bodies: dict[int, Body] = {}
         """By pid: the processes that live in slots."""
@@ -265,9 +262,7 @@ class Watcher:
         of them is changed.
         """
         async with self._turn:
-            spec = self.spec
-            for key, value in options.items():
-                spec = config.with_option(spec, key, value)
+            spec = config.with_options(self.spec, options)
             impacts = {key: config.impact(key) for key in options}
             self.apply(spec, set(impacts.values()))
             for _ in options:
@@ -446,7 +441,7 @@ class Watcher:
         board = self.board
         try:
             if self._mould is None:
-                self._mould = Mould(board, self.spec)
+                self._mould = Mould(board.setting, self.spec, board.remains.check)
             body = self._mould.make(place.wid)
         except SysupError as error:
             place.body = None
