@@ -118,9 +118,8 @@ class Control:
 
     def _take(self, router: zmq.Socket[bytes], frames: list[bytes]) -> None:
         """One message: [peer, JSON], or [peer, empty, JSON] from a REQ socket."""
-        *route, data = frames
-        if len(route) == 2 and route[1] != b"":
-            route = route[:1]
+        route = frames[:2] if frames[1] == b"" and len(frames) > 2 else frames[:1]
+        data = b"".join(frames[len(route) :])
         try:
             request = protocol.decode_request(data)
         except SysupError as error:

@@ -36,9 +36,13 @@ BIND_AGAIN = 5.0
 """Seconds until an endpoint that is taken is tried again."""
 REAP_WITHIN = 0.1
 """Seconds until strangers are reaped after a SIGCHLD; many of them are reaped at once."""
+PATIENT = 1.0
+"""Seconds after which a second signal to end is impatience; before, it is the same one, sent
+both to the process and to its group."""
 FLUSH = 2.0
 """Seconds that the pump has for its last bytes."""
 GROUP = "sysup"
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 LIVE_OPTIONS = frozenset({"check_delay", "warmup_delay", "include", "include_dir"})
 """Options of the daemon itself that a reload of the config takes over."""
 LEVELS = {
@@ -89,6 +93,7 @@ class Daemon:
         self.watchers: dict[str, Watcher] = {}
         self.exit_status = 0
         self._quitting = False
+        self._told_at = 0.0
         self._ended = asyncio.Event()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
@@ -126,11 +131,12 @@ class Daemon:
 
     def quit(self, exit_status: int | None = None) -> None:
         """Stop everything and end; called once more, don't wait for anybody."""
+        now = self.loop.time()
         if self._quitting:
-            log.warning("told to end twice: killing what is left")
-            for body in list(self._board.bodies.values()):
-                self._os.signal_group(body.process.pid, signal.SIGKILL)
+            if now - self._told_at >= PATIENT:
+                self._kill_all()
             return
+        self._told_at = now
         self._quitting = True
         if exit_status is not None:
             self.exit_status = exit_status
@@ -138,6 +144,11 @@ class Daemon:
         for job in self._jobs:
             job.cancel()
         self.loop.create_task(self._stop_and_end())
+
+    def _kill_all(self) -> None:
+        log.warning("told to end once more: killing what is left")
+        for body in list(self._board.bodies.values()):
+            self._os.signal_group(body.process.pid, signal.SIGKILL)
 
     async def ended(self) -> None:
         """Wait until all processes are gone."""
@@ -159,6 +170,8 @@ class Daemon:
         self._control.close()
         self._sockets.close()
         self._lock.close()
+        # The loop gives its signals back when it closes: from here they have nothing to end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
     def _give_up(self, exit_code: int | None) -> None:
         """A watcher with `on_give_up = exit` gave up: end with its code."""
@@ -176,7 +189,7 @@ class Daemon:
             log.error("%s", error, exc_info=None if isinstance(error, SysupError) else error)
 
     def _watch_signals(self) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for signum in ENDING:
             self.loop.add_signal_handler(signum, self.quit)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: self._job(self.reload_config()))
         self.loop.add_signal_handler(signal.SIGUSR1, self._pump.reopen)

@@ -124,6 +124,10 @@ def _wid(slot: Slot) -> int:
     return slot.wid
 
 
+def _age(slot: Slot) -> float:
+    return -slot.life.started
+
+
 def _split_spent(slots: Iterable[Slot]) -> tuple[list[Slot], list[Slot]]:
     """The slots that are empty for good, and the others."""
     spent: list[Slot] = []
@@ -136,12 +140,21 @@ def _split_spent(slots: Iterable[Slot]) -> tuple[list[Slot], list[Slot]]:
 
 
 def _retire(goal: Goal, current: list[Slot], old: list[Slot], now: float) -> list[Slot]:
-    """Which slots of older generations can go now: what serves nobody, and what is spare."""
+    """Which slots of older generations can go now: what serves nobody, and what is spare.
+
+    Unproven ones go first, the youngest of them first, and only proven ones count for one that is proven: a process
+    that is up just now, between two crashes, is no reason to stop one that works.
+    """
     useless = [s for s in old if s.life.state in NOT_SERVING]
     serving = [s for s in old if s.life.state not in NOT_SERVING]
+    strong = [s for s in serving if s.life.proven(now)]
+    weak = sorted((s for s in serving if not s.life.proven(now)), key=_age)
+    least = goal.numprocesses - goal.rollout.max_unavailable
     proven = sum(s.life.proven(now) for s in current)
-    spare = proven + len(serving) - (goal.numprocesses - goal.rollout.max_unavailable)
-    return useless + serving[: max(0, spare)]
+    spare = max(0, proven + len(serving) - least)
+    weak = weak[:spare]
+    spare_strong = max(0, min(spare - len(weak), proven + len(strong) - least))
+    return useless + weak + strong[:spare_strong]
 
 
 def _proof_due(current: list[Slot], now: float) -> float | None:

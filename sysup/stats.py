@@ -1,0 +1,6 @@
+class Stats:
+    def info(self, pid, wall):
+        return {}
+
+    def infos(self, pids, wall):
+        return {}
