@@ -1,4 +1,4 @@
-"""The pump beside the bare C loop (reference.c), in one run: python -m tests.bench.pump
+"""The pump beside the bare C loop (pump_reference.c), in one run: python -m tests.bench.pump
 
 Children write lines of 100 bytes into pipes; the pump, and the loop, read them into one
 file. Printed: MB/s from the start of the children to the last byte in the file, and CPU
@@ -48,7 +48,7 @@ CASES = (
 
 
 def read_out(log: str, options: dict[str, object], fds: list[int]) -> None:
-    """What the measured process does; prints what reference.c prints."""
+    """What the measured process does; prints what pump_reference.c prints."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     pump = Pump()
     sink = open_sink(pump, StreamSpec("FileStream", {"filename": log, **options}), "stdout")

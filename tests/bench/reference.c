@@ -1,91 +1,183 @@
-/* The bare loop that the pump is measured against: epoll, read, find the last newline,
- * write. No rotation, no failures, no fairness, no limits.
+/* What a supervisor cannot beat: the bare loop, without policy, config or control.
  *
- *     reference FILE PAUSE_US FD...
+ *     reference COUNT LOG COMMAND...
  *
- * reads the descriptors to their ends. PAUSE_US > 0 sleeps after each round, so that small
- * writes pool. Prints the time of its end (CLOCK_MONOTONIC) and its CPU seconds. */
+ * Keeps COUNT processes of COMMAND running: each that dies is replaced at once. With a LOG
+ * other than "-" what they print goes there line by line. SIGTERM is passed on and ends it when
+ * all are dead. */
+#include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <time.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-enum { READ = 1 << 16, ROOM = 1 << 18 };
+enum { BUFFER = 1 << 16, EVENTS = 64 };
 
-struct source {
-    int fd;
-    size_t length; /* of the unfinished line */
-    char *rest;
+struct slot {
+    pid_t pid;
+    int pipe;    /* where its output is read, or -1 */
+    size_t held; /* bytes of a line that has not ended */
+    char *bytes; /* room for BUFFER, for the held ones and those read after them */
 };
 
-static char buffer[ROOM];
+static struct slot *slots;
+static long n_slots;
+static int epoll_fd, log_fd = -1;
+static char **command;
+static posix_spawnattr_t attributes;
 
-static void put(int out, const char *data, size_t length)
-{
-    while (length) {
-        ssize_t n = write(out, data, length);
-        if (n < 0)
-            exit(1);
-        data += n;
-        length -= (size_t)n;
+static void must(bool holds, const char *what) {
+    if (!holds) {
+        perror(what);
+        exit(2);
     }
 }
 
-/* Returns whether the source goes on. */
-static int pass(struct source *source, int out)
-{
-    memcpy(buffer, source->rest, source->length);
-    ssize_t n = read(source->fd, buffer + source->length, READ);
-    size_t length = source->length + (n > 0 ? (size_t)n : 0);
-    char *newline = n > 0 ? memrchr(buffer, '\n', length) : NULL;
-    size_t whole = n <= 0 ? length : newline ? (size_t)(newline + 1 - buffer) : 0;
-    put(out, buffer, whole);
-    source->length = length - whole;
-    memcpy(source->rest, buffer + whole, source->length);
-    return n > 0;
-}
-
-static double seconds(struct timeval t)
-{
-    return (double)t.tv_sec + (double)t.tv_usec / 1e6;
-}
-
-int main(int argc, char **argv)
-{
-    if (argc < 4)
-        return 2;
-    int out = open(argv[1], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    int epoll = epoll_create1(EPOLL_CLOEXEC), left = argc - 3;
-    useconds_t pause = (useconds_t)atoi(argv[2]);
-    for (int i = 3; i < argc; i++) {
-        struct source *source = calloc(1, sizeof *source);
-        source->fd = atoi(argv[i]);
-        source->rest = malloc(ROOM);
-        struct epoll_event event = {.events = EPOLLIN, .data.ptr = source};
-        epoll_ctl(epoll, EPOLL_CTL_ADD, source->fd, &event);
+static void start(struct slot *slot) {
+    posix_spawn_file_actions_t actions;
+    int ends[2] = {-1, -1};
+    posix_spawn_file_actions_init(&actions);
+    if (log_fd >= 0) {
+        must(pipe2(ends, O_CLOEXEC) == 0, "pipe");
+        posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
     }
-    while (left) {
-        struct epoll_event events[256];
-        int n = epoll_wait(epoll, events, 256, -1);
-        for (int i = 0; i < n; i++) {
-            struct source *source = events[i].data.ptr;
-            if (!pass(source, out)) {
-                close(source->fd);
-                left--;
-            }
+    extern char **environ;
+    errno = posix_spawn(&slot->pid, command[0], &actions, &attributes, command, environ);
+    must(errno == 0, command[0]);
+    posix_spawn_file_actions_destroy(&actions);
+    slot->pipe = ends[0];
+    slot->held = 0;
+    if (log_fd >= 0) {
+        struct epoll_event event = {.events = EPOLLIN, .data.ptr = slot};
+        close(ends[1]);
+        must(fcntl(ends[0], F_SETFL, O_NONBLOCK) == 0, "fcntl");
+        must(epoll_ctl(epoll_fd, EPOLL_CTL_ADD, ends[0], &event) == 0, "epoll_ctl");
+    }
+}
+
+static void write_log(const char *bytes, size_t size) {
+    while (size > 0) {
+        ssize_t n = write(log_fd, bytes, size);
+        must(n >= 0, "write");
+        bytes += n;
+        size -= (size_t)n;
+    }
+}
+
+/* Pass on the lines that are whole; false at the end of the output. */
+static bool pump(struct slot *slot) {
+    if (slot->held == BUFFER) {
+        write_log(slot->bytes, slot->held);
+        slot->held = 0;
+    }
+    ssize_t n = read(slot->pipe, slot->bytes + slot->held, BUFFER - slot->held);
+    if (n <= 0)
+        return n < 0;
+    size_t filled = slot->held + (size_t)n;
+    const char *end = memrchr(slot->bytes, '\n', filled);
+    size_t whole = end ? (size_t)(end - slot->bytes) + 1 : 0;
+    write_log(slot->bytes, whole);
+    slot->held = filled - whole;
+    memmove(slot->bytes, slot->bytes + whole, slot->held);
+    return true;
+}
+
+static void end_output(struct slot *slot) {
+    if (slot->pipe < 0)
+        return;
+    do
+        errno = 0;
+    while (pump(slot) && errno != EAGAIN);
+    close(slot->pipe);
+    slot->pipe = -1;
+}
+
+/* Returns how many live afterwards. */
+static long reap(bool replace) {
+    for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;) {
+        for (long i = 0; i < n_slots; i++) {
+            if (slots[i].pid != pid)
+                continue;
+            end_output(&slots[i]);
+            slots[i].pid = 0;
+            if (replace)
+                start(&slots[i]);
         }
-        if (pause)
-            usleep(pause);
     }
-    struct timespec now;
-    struct rusage usage;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    getrusage(RUSAGE_SELF, &usage);
-    printf("%.6f %.6f\n", (double)now.tv_sec + (double)now.tv_nsec / 1e9,
-           seconds(usage.ru_utime) + seconds(usage.ru_stime));
-    return 0;
+    long living = 0;
+    for (long i = 0; i < n_slots; i++)
+        living += slots[i].pid != 0;
+    return living;
+}
+
+static void set_up(int argc, char **argv) {
+    if (argc < 4) {
+        fputs("usage: reference COUNT LOG COMMAND...\n", stderr);
+        exit(2);
+    }
+    n_slots = atol(argv[1]);
+    command = argv + 3;
+    if (strcmp(argv[2], "-") != 0) {
+        log_fd = open(argv[2], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+        must(log_fd >= 0, argv[2]);
+    }
+    slots = calloc((size_t)n_slots, sizeof *slots);
+    epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    must(slots && epoll_fd >= 0, "epoll");
+    for (long i = 0; i < n_slots && log_fd >= 0; i++)
+        must((slots[i].bytes = malloc(BUFFER)) != NULL, "malloc");
+}
+
+static int watch_signals(void) {
+    sigset_t watched, none;
+    sigemptyset(&none);
+    sigemptyset(&watched);
+    sigaddset(&watched, SIGCHLD);
+    sigaddset(&watched, SIGTERM);
+    sigprocmask(SIG_BLOCK, &watched, NULL);
+    posix_spawnattr_init(&attributes);
+    posix_spawnattr_setsigmask(&attributes, &none);
+    posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+    int fd = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
+    struct epoll_event event = {.events = EPOLLIN, .data.ptr = NULL};
+    must(fd >= 0 && epoll_ctl(epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0, "signalfd");
+    return fd;
+}
+
+int main(int argc, char **argv) {
+    set_up(argc, argv);
+    int signal_fd = watch_signals();
+    for (long i = 0; i < n_slots; i++)
+        start(&slots[i]);
+
+    bool ending = false;
+    for (long living = n_slots; !ending || living > 0;) {
+        struct epoll_event events[EVENTS];
+        int n = epoll_wait(epoll_fd, events, EVENTS, -1);
+        bool signalled = false;
+        for (int i = 0; i < n; i++) {
+            struct slot *slot = events[i].data.ptr;
+            signalled |= slot == NULL;
+            if (slot && slot->pipe >= 0 && !pump(slot))
+                end_output(slot);
+        }
+        struct signalfd_siginfo info;
+        while (signalled && read(signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
+            if (info.ssi_signo != SIGTERM)
+                continue;
+            ending = true;
+            for (long i = 0; i < n_slots; i++)
+                if (slots[i].pid > 0)
+                    kill(slots[i].pid, SIGTERM);
+        }
+        if (signalled)
+            living = reap(!ending);
+    }
 }
