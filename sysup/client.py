@@ -162,7 +162,7 @@ def _only_one(sockets: list[tuple[str, str]], bases: list[str]) -> str:
         else:
             live.setdefault(name, f"ipc://{path}")
     if len(live) > 1:
-        raise Unreachable(f"several apps are running: {', '.join(sorted(live))}; name one")
+        raise Unreachable(f"several apps are running: {', '.join(sorted(live))}; name one (-a APP)")
     for endpoint in live.values():
         return endpoint
     raise denied or Unreachable(f"no sysupd is running (looked in {', '.join(bases)})")
