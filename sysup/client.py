@@ -91,7 +91,7 @@ def find_endpoint(
             if environ.get(variable):
                 return environ[variable]
     bases = _bases(uid, environ)
-    sockets = _control_sockets(bases, uid)
+    sockets = _control_sockets(bases)
     return _only_one(sockets, bases) if app is None else _of_app(app, sockets, bases)
 
 
@@ -99,25 +99,31 @@ def apps(environ: Mapping[str, str] | None = None, uid: int | None = None) -> li
     """The names of the apps that have a control socket, running or not, sorted."""
     uid = os.geteuid() if uid is None else uid
     bases = _bases(uid, os.environ if environ is None else environ)
-    return sorted({name for name, _ in _control_sockets(bases, uid)})
+    return sorted({name for name, _ in _control_sockets(bases)})
 
 
 def _bases(uid: int, environ: Mapping[str, str]) -> list[str]:
     """The user's own base, then the system's; an override stands alone."""
     own = protocol.runtime_base(uid, environ)
-    if environ.get("SYSUP_RUNTIME_DIR") or own == protocol.SYSTEM_BASE:
+    if environ.get("SYSUP_RUNTIME_DIR"):
         return [own]
-    return [own, protocol.SYSTEM_BASE]
+    bases = dict.fromkeys([own, protocol.SYSTEM_BASE])
+    return [base for base in bases if not _is_foreign(base, uid)]
 
 
-def _control_sockets(bases: list[str], uid: int) -> list[tuple[str, str]]:
+def _is_foreign(base: str, uid: int) -> bool:
+    """Whether a stranger made it, as anybody may in /tmp, to have us talk to his sockets."""
+    try:
+        return os.stat(base).st_uid not in (0, uid)
+    except OSError:
+        return False
+
+
+def _control_sockets(bases: list[str]) -> list[tuple[str, str]]:
     """(app, path of its control socket), as they are found; stale ones, too."""
     found = []
     for base in bases:
         try:
-            # In a world-writable /tmp a stranger could have put sockets of his own here.
-            if os.stat(base).st_uid not in (0, uid):
-                continue
             names = sorted(os.listdir(base))
         except OSError:
             continue
@@ -156,7 +162,7 @@ def _only_one(sockets: list[tuple[str, str]], bases: list[str]) -> str:
         else:
             live.setdefault(name, f"ipc://{path}")
     if len(live) > 1:
-        raise Unreachable(f"several apps are running: {', '.join(sorted(live))}; name one")
+        raise Unreachable(f"several apps are running: {', '.join(sorted(live))}; name one (-a APP)")
     for endpoint in live.values():
         return endpoint
     raise denied or Unreachable(f"no sysupd is running (looked in {', '.join(bases)})")

@@ -7,6 +7,7 @@ characters spelled out, since it could command the terminal it is read on.
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -102,8 +103,9 @@ def _width(cell: str) -> int:
 
 
 def key_values(values: Mapping[str, Any]) -> list[str]:
-    """`key: value` lines, sorted."""
-    return [f"{clean(key)}: {clean(value)}" for key, value in sorted(values.items())]
+    """`key: value` lines, sorted; what isn't text is shown as JSON."""
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
+    return [f"{clean(key)}: {clean(text)}" for key, text in sorted(texts.items())]
 
 
 def _state(state: str) -> str:

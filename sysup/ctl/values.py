@@ -9,6 +9,7 @@ as the text it is: the daemon says best what is wrong with it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -59,15 +60,18 @@ def convert(key: str, text: str, present: object = None) -> Any:
 def _literal(text: str, kinds: tuple[type, ...]) -> Any:
     """`text` read as JSON if that gives one of `kinds`; as it is, otherwise."""
     try:
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         return text
     return value if isinstance(value, kinds) and not isinstance(value, bool) else text
 
 
-def _refuse(constant: str) -> None:
-    """Infinity and NaN are not JSON, though Python reads them."""
-    raise ValueError(constant)
+def _finite(text: str) -> float:
+    """A number; Python reads Infinity, NaN and 1e999, which JSON can't send, as numbers too."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(text)
+    return number
 
 
 def _members(text: str, sign: str) -> Any:
