@@ -414,6 +414,7 @@ static int child_main(void *argument)
     }
     for (;;)
         (void)syscall(SYS_exit_group, 127); /* _exit(2) would run the sanitizers' hooks */
+    return 0;
 }
 
 /* ---- the parent ------------------------------------------------------------------ */

@@ -5,6 +5,31 @@ from typing import Any, Final
 ffi: Any
 
 class _Lib:
+    # ---- spawn.c: a process from nothing to its first instruction
+    SPAWN_STEP_CLONE: Final[int]
+    SPAWN_STEP_SIGNALS: Final[int]
+    SPAWN_STEP_SESSION: Final[int]
+    SPAWN_STEP_FDS: Final[int]
+    SPAWN_STEP_CGROUP: Final[int]
+    SPAWN_STEP_RLIMIT: Final[int]
+    SPAWN_STEP_NICE: Final[int]
+    SPAWN_STEP_OOM_SCORE_ADJ: Final[int]
+    SPAWN_STEP_AFFINITY: Final[int]
+    SPAWN_STEP_UMASK: Final[int]
+    SPAWN_STEP_GROUPS: Final[int]
+    SPAWN_STEP_GID: Final[int]
+    SPAWN_STEP_UID: Final[int]
+    SPAWN_STEP_CAPABILITIES: Final[int]
+    SPAWN_STEP_NO_NEW_PRIVS: Final[int]
+    SPAWN_STEP_CWD: Final[int]
+    SPAWN_STEP_EXEC: Final[int]
+    SPAWN_NEW_SESSION: Final[int]
+    SPAWN_NO_NEW_PRIVS: Final[int]
+    SPAWN_CAPABILITIES: Final[int]
+    def spawn(self, spec: Any, ret_: Any) -> int: ...
+    def spawn_step_name(self, step: int) -> Any: ...
+    def become_subreaper(self) -> int: ...
+    def proc_scan(self, ret_entries: Any, cap: int) -> int: ...
     # ---- pump.c, stream.c, sink.c, file.c, queue.c: bytes from pipes to where they go
     SINK_BORROWED_FD: Final[int]
     PUMP_STREAM_EOF: Final[int]

@@ -28,12 +28,10 @@ from dataclasses import dataclass, field, replace
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
-from sysup.process import OS, Launch, Process, identity
+from sysup.process import MARKER, OS, Launch, Limit, Process, account
 from sysup.protocol import SysupError
 from sysup.streams import Pump, Sink, Stream, StreamName, open_sink
 
-MARKER = "SYSUP_PROCESS"
-"""The variable in each child's environment by which its descendants are known."""
 TAIL = 2048
 """Bytes of the newest output that are remembered of each stream."""
 FIRST_LOOK = 0.01
@@ -168,19 +166,27 @@ class Mould:
     def _prepare(self) -> Launch:
         """All of a launch but what differs from process to process."""
         spec, setting = self._spec, self._setting
-        who = identity(spec.uid, spec.gid, spec.groups)
+        who = account(spec.uid, spec.gid, spec.groups)
         return Launch(
             argv=[],
             env=config.environment(
                 spec,
                 circus=setting.circus,
                 environ=setting.environ,
-                identity=who and config.Identity(who.name, who.home, who.shell),
+                identity=config.Identity(who.name, who.home, who.shell),
                 sys_path=sys.path,
             ),
             search=setting.environ.get("PATH", os.defpath),
             cwd=spec.working_dir,
             fds=self._descriptors(),
+            account=who,
+            rlimits=[Limit(r.name, r.soft, r.hard) for r in spec.rlimits],
+            umask=spec.umask,
+            nice=spec.nice,
+            oom_score_adj=spec.oom_score_adj,
+            cpus=spec.cpu_affinity,
+            no_new_privs=spec.no_new_privileges,
+            capabilities=spec.capabilities,
         )
 
     def _descriptors(self) -> dict[int, int]:

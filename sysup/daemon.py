@@ -401,11 +401,11 @@ class Daemon:
         """The listening sockets, by descriptor."""
         return self._sockets.describe()
 
-    def own_stats(self) -> Mapping[str, Any]:
+    def own_stats(self) -> Any:
         """Figures of the daemon itself."""
         return self._stats.info(os.getpid(), wall())
 
-    def stats(self, watchers: list[Watcher], extended: bool) -> dict[str, dict[str, Any]]:
+    def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
         """Figures of the watchers' processes, by watcher and pid."""
         bodies = {w.name: w.bodies for w in watchers}
         pids = [body.process.pid for found in bodies.values() for _, body in found]

@@ -483,9 +483,14 @@ class Watcher:
         os.signal(body.process, signum)
 
     def _limit_running(self) -> None:
-        for _, body in self.bodies:
-            for limit in self.spec.rlimits:
-                self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+        """Change the limits of what runs. Raises SysupError for those that can't be."""
+        problems = [
+            self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+            for _, body in self.bodies
+            for limit in self.spec.rlimits
+        ]
+        if failed := [problem for problem in problems if problem]:
+            raise SysupError("; ".join(failed))
 
     def _draw_max_age(self) -> float:
         """Drawn once for each process, so lifetimes spread over the whole variance."""

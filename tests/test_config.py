@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from config_files import MAIN, Files, errors, load, warnings, web, web_errors
+from tests.config_files import MAIN, Files, errors, load, warnings, web, web_errors
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from config_files import load, web
+from tests.config_files import load, web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from config_files import web, web_errors
+from tests.config_files import web, web_errors
 
 from sysup.config import FlappingSpec, Restart, Rlimit, StopStage
 
