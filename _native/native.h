@@ -97,6 +97,8 @@ const char *spawn_step_name(int32_t step);
 /* Be the parent of all orphans below: prctl(2), PR_SET_CHILD_SUBREAPER. 0 or -errno. */
 int become_subreaper(void);
 
+/* ---- proc.c: a look at all processes --------------------------------------------- */
+
 /* One line of /proc: who descends from whom. */
 struct proc_entry {
     int32_t pid;
@@ -104,7 +106,7 @@ struct proc_entry {
     int32_t pgrp;
     int32_t session;
     uint64_t start;  /* clock ticks since boot, proc(5) starttime */
-    char state;      /* proc(5): R, S, D, Z, ... */
+    char state;      /* proc(5): R, S, D, Z (no thread of it runs), ... */
 };
 
 /* Every process of the system, at most `cap` of them; returns how many there are

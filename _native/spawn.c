@@ -1,4 +1,4 @@
-/* A process from nothing to its first instruction; and a look at all processes.
+/* A process from nothing to its first instruction.
  *
  * The child is made by CLONE_VM | CLONE_VFORK (clone(2)): it runs in our memory, on a
  * stack of its own, and our calling thread sleeps until it has executed its program or
@@ -149,18 +149,6 @@ static int set_oom_score_adj(struct child *child)
     return write_file(AT_FDCWD, "/proc/self/oom_score_adj", text);
 }
 
-/* The number that a /proc entry's name is, or -1. */
-static int32_t number_of(const char *name)
-{
-    int32_t number = 0;
-    for (const char *c = name; *c; c++) {
-        if (*c < '0' || *c > '9' || number > INT32_MAX / 10 - 1)
-            return -1;
-        number = number * 10 + (*c - '0');
-    }
-    return *name ? number : -1;
-}
-
 /* Before close_range(2) could do it: mark each descriptor that /proc lists. */
 static int mark_listed(void)
 {
@@ -173,8 +161,12 @@ static int mark_listed(void)
         const struct dirent64 *entry;
         for (ssize_t at = 0; at < size; at += entry->d_reclen) {
             entry = (const struct dirent64 *)(const void *)(buffer + at);
-            int32_t fd = number_of(entry->d_name);
-            if (fd >= 0 && fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 && errno != EBADF)
+            if (*entry->d_name == '.')
+                continue;
+            int fd = 0;
+            for (const char *digit = entry->d_name; *digit; digit++)
+                fd = fd * 10 + (*digit - '0');
+            if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
                 return -errno;
         }
     }
@@ -400,7 +392,7 @@ static const struct {
     {SPAWN_STEP_EXEC, execute},
 };
 
-/* Never returns: where it came from is another process. */
+/* Does not return: there is nothing to return to. */
 static int child_main(void *argument)
 {
     struct child *child = argument;
@@ -412,9 +404,8 @@ static int child_main(void *argument)
             break;
         }
     }
-    for (;;)
-        (void)syscall(SYS_exit_group, 127); /* _exit(2) would run the sanitizers' hooks */
-    return 0;
+    /* Not _exit(): the sanitizers wrap it. */
+    return (int)syscall(SYS_exit_group, 127);
 }
 
 /* ---- the parent ------------------------------------------------------------------ */
@@ -582,90 +573,4 @@ const char *spawn_step_name(int32_t step)
 int become_subreaper(void)
 {
     return checked(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
-}
-
-/* ---- a look at all processes ----------------------------------------------------- */
-
-enum stat_field { /* of /proc/PID/stat, counted from the state, proc(5)'s field 3 */
-    STAT_PPID = 1,
-    STAT_PGRP = 2,
-    STAT_SESSION = 3,
-    STAT_THREADS = 17,
-    STAT_START = 19,
-    STAT_FIELDS = 20,
-};
-
-/* The name may hold anything, so fields are counted from its last ')'. */
-static bool parse_stat(const char *text, size_t size, struct proc_entry *ret_)
-{
-    const char *at = memrchr(text, ')', size), *end = text + size;
-    uint64_t fields[STAT_FIELDS] = {0};
-    if (!at || end - at < 4)
-        return false;
-    char state = at[2];
-    at += 4;
-    for (int i = 1; i < STAT_FIELDS; i++, at++) {
-        bool negative = at < end && *at == '-';
-        for (at += negative; at < end && *at >= '0' && *at <= '9'; at++)
-            fields[i] = fields[i] * 10 + (uint64_t)(*at - '0');
-        if (negative)
-            fields[i] = -fields[i];
-        if (at >= end)
-            return false;
-    }
-    ret_->ppid = (int32_t)fields[STAT_PPID];
-    ret_->pgrp = (int32_t)fields[STAT_PGRP];
-    ret_->session = (int32_t)fields[STAT_SESSION];
-    ret_->start = fields[STAT_START];
-    /* A process whose first thread has ended while others run on looks like a zombie. */
-    ret_->state = state == 'Z' && fields[STAT_THREADS] > 1 ? 'S' : state;
-    return true;
-}
-
-/* 1: read; 0: it has gone meanwhile; -errno. */
-static int read_stat(int proc, const char *name, struct proc_entry *ret_)
-{
-    char path[32], text[1024];
-    size_t length = strlen(name); /* at most 10: number_of() has taken it */
-    memcpy(path, name, length);
-    memcpy(path + length, "/stat", sizeof "/stat");
-    int fd = openat(proc, path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return errno == ENOENT || errno == ESRCH ? 0 : -errno;
-    ssize_t size = read(fd, text, sizeof text);
-    int error = size < 0 ? errno : 0;
-    (void)close(fd);
-    if (error)
-        return error == ESRCH ? 0 : -error;
-    return parse_stat(text, (size_t)size, ret_);
-}
-
-int proc_scan(struct proc_entry *ret_entries, size_t cap)
-{
-    _Alignas(struct dirent64) char buffer[16384];
-    size_t n = 0;
-    ssize_t size;
-    int proc = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (proc < 0)
-        return -errno;
-    while ((size = getdents64(proc, buffer, sizeof buffer)) > 0) {
-        const struct dirent64 *entry;
-        for (ssize_t at = 0; at < size; at += entry->d_reclen) {
-            entry = (const struct dirent64 *)(const void *)(buffer + at);
-            struct proc_entry found = {.pid = number_of(entry->d_name)};
-            if (found.pid < 0)
-                continue;
-            int rc = n < cap ? read_stat(proc, entry->d_name, &found) : 1;
-            if (rc < 0) {
-                (void)close(proc);
-                return rc;
-            }
-            if (rc && n < cap)
-                ret_entries[n] = found;
-            n += (size_t)rc;
-        }
-    }
-    int rc = size < 0 ? -errno : (int)n;
-    (void)close(proc);
-    return rc;
 }

@@ -19,18 +19,21 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import secrets
 import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
-from sysup.process import MARKER, OS, Launch, Limit, Process, account
+from sysup.process import MARKER, OS, Launch, Process, identity
 from sysup.protocol import SysupError
 from sysup.streams import Pump, Sink, Stream, StreamName, open_sink
+
+log = logging.getLogger("sysup.body")
 
 TAIL = 2048
 """Bytes of the newest output that are remembered of each stream."""
@@ -108,7 +111,7 @@ class Mould:
         self._on_read_out = on_read_out
         self._on_sink = on_sink
         self._sinks: dict[StreamName, Sink] = {}
-        self._launch = self._prepare()
+        self._launcher = setting.os.launcher(self._launch())
         try:
             self._open_sinks()
         except SysupError:
@@ -133,15 +136,10 @@ class Mould:
         marker = f"{self._nonce}.{serial}"
         pipes = {name: os.pipe2(os.O_CLOEXEC) for name in self._sinks}
         try:
-            argv = config.command(spec, wid, setting.sockets)
-            process = setting.os.spawn(
-                replace(
-                    self._launch,
-                    argv=argv,
-                    file=spec.executable or argv[0],
-                    env={**self._launch.env, MARKER: marker},
-                    fds={**self._launch.fds, **{FD[name]: pipes[name][1] for name in pipes}},
-                )
+            process = self._launcher.spawn(
+                argv=config.command(spec, wid, setting.sockets),
+                env={MARKER: marker},
+                fds={FD[name]: pipes[name][1] for name in pipes},
             )
         except SysupError:
             for reading, _ in pipes.values():
@@ -163,12 +161,13 @@ class Mould:
             )
         return body
 
-    def _prepare(self) -> Launch:
-        """All of a launch but what differs from process to process."""
+    def _launch(self) -> Launch:
+        """All that does not differ from process to process."""
         spec, setting = self._spec, self._setting
-        who = account(spec.uid, spec.gid, spec.groups)
+        who = identity(spec.uid, spec.gid, spec.groups)
         return Launch(
             argv=[],
+            file=spec.executable,
             env=config.environment(
                 spec,
                 circus=setting.circus,
@@ -179,8 +178,10 @@ class Mould:
             search=setting.environ.get("PATH", os.defpath),
             cwd=spec.working_dir,
             fds=self._descriptors(),
-            account=who,
-            rlimits=[Limit(r.name, r.soft, r.hard) for r in spec.rlimits],
+            uid=who.uid,
+            gid=who.gid,
+            groups=who.groups,
+            rlimits=tuple((r.name, r.soft, r.hard) for r in spec.rlimits),
             umask=spec.umask,
             nice=spec.nice,
             oom_score_adj=spec.oom_score_adj,
@@ -265,7 +266,7 @@ class Remains:
         if scope == "main":
             body.tree_empty = True
         else:
-            self._os.signal_group(body.process.pid, signal.SIGKILL)
+            self._kill(self._os.signal_group, body.process.pid, signal.SIGKILL)
             body.tree_empty = scope == "group"
         if not body.tree_empty:
             self._plan_look(FIRST_LOOK)
@@ -296,6 +297,14 @@ class Remains:
         if not self._bodies and self._empty is not None and not self._empty.done():
             self._empty.set_result(None)
 
+    def _kill(self, how: Callable[..., bool], *args: int) -> None:
+        """What may not be killed (it became another user) is told, and waited for no longer
+        than for pipes that stay open."""
+        try:
+            how(*args)
+        except SysupError as error:
+            log.error("%s", error)
+
     def _plan_look(self, delay: float) -> None:
         if self._look is None:
             when = max(self._loop.time() + delay, self._not_before)
@@ -310,7 +319,7 @@ class Remains:
         for body in searched:
             pids = left.get(body.process.pid, set())
             for pid in pids:
-                self._os.kill(pid)
+                self._kill(self._os.kill, pid)
             body.tree_empty = not pids
             self.check(body)
         self._os.reap_strangers(self._mains())

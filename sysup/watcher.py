@@ -474,8 +474,14 @@ class Watcher:
         body = place.body
         if body is None:
             return
-        os, scope = self.board.os, place.life.spec.stop_scope
         self._publish("kill", process_pid=body.process.pid, wid=place.wid, signum=signum)
+        try:
+            self._send(place, body, signum)
+        except SysupError as error:
+            self._publish("kill_failed", process_pid=body.process.pid, reason=str(error))
+
+    def _send(self, place: Place, body: Body, signum: int) -> None:
+        os, scope = self.board.os, place.life.spec.stop_scope
         if place.life.spec.stop_children and signum != signal.SIGKILL:
             os.signal_children(body.process, signum, recursive=False)
         if scope == "group" or (scope == "tree" and signum == signal.SIGKILL):
@@ -483,13 +489,15 @@ class Watcher:
         os.signal(body.process, signum)
 
     def _limit_running(self) -> None:
-        """Change the limits of what runs. Raises SysupError for those that can't be."""
-        problems = [
-            self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
-            for _, body in self.bodies
-            for limit in self.spec.rlimits
-        ]
-        if failed := [problem for problem in problems if problem]:
+        """Change the limits of what runs. Raises SysupError with all that can't be."""
+        failed = []
+        for _, body in self.bodies:
+            for limit in self.spec.rlimits:
+                try:
+                    self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+                except SysupError as error:
+                    failed.append(str(error))
+        if failed:
             raise SysupError("; ".join(failed))
 
     def _draw_max_age(self) -> float:
