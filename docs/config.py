@@ -1,6 +1,6 @@
 """The reference page of all options, from their declarations.
 
-python -m sysup.config.reference > docs/config.md
+python -m docs.config > docs/config.md
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sysup.config.specs import (
 INTRODUCTION = """\
 # Configuration
 
-<!-- Made by `python -m sysup.config.reference`; edit sysup/config/specs.py instead. -->
+<!-- Made by `python -m docs.config`; edit sysup/config/specs.py instead. -->
 
 `sysupd /etc/sysup/APP.ini` runs what the file says. `sysupd --check FILE` tells all that is
 wrong with it, each with file, line, section, option and, for an unknown name, the nearest known

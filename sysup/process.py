@@ -29,6 +29,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from sysup import config
 from sysup._native import ffi, lib
 from sysup.protocol import Errno, SysupError
 
@@ -50,12 +51,7 @@ RLIMITS: Mapping[str, int] = {
 }
 """Numbers of the resources of getrlimit(2), by name in lower case without RLIMIT_."""
 
-CAPABILITIES: Mapping[str, int] = {
-    f"CAP_{name.upper()}": number
-    for number, name in enumerate(
-        ["chown", "dac_override", "dac_read_search", "fowner", "fsetid", "kill", "setgid", "setuid", "setpcap", "linux_immutable", "net_bind_service", "net_broadcast", "net_admin", "net_raw", "ipc_lock", "ipc_owner", "sys_module", "sys_rawio", "sys_chroot", "sys_ptrace", "sys_pacct", "sys_admin", "sys_boot", "sys_nice", "sys_resource", "sys_time", "sys_tty_config", "mknod", "lease", "audit_write", "audit_control", "setfcap", "mac_override", "mac_admin", "syslog", "wake_alarm", "block_suspend", "audit_read", "perfmon", "bpf", "checkpoint_restore"]
-    )
-}
+CAPABILITIES: Mapping[str, int] = {name: bit for bit, name in enumerate(config.CAPABILITIES)}
 """Numbers of capabilities(7)."""
 
 KEEP = -(1 << 31)
@@ -350,9 +346,9 @@ class Launcher:
         """What people stumble over: errno names the program, but it is not the program."""
         if code == errno.ENOEXEC:
             return " (a script begins with a line like #!/bin/sh)"
-        if code == errno.ENOENT and "/" in self._file:
-            if os.path.exists(os.path.join(self._launch.cwd or "", self._file)):
-                return " (the program is there; its interpreter or loader is not)"
+        path = os.path.join(self._launch.cwd or "", self._file)
+        if code == errno.ENOENT and "/" in self._file and os.path.exists(path):
+            return " (the program is there; its interpreter or loader is not)"
         return ""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from tests.config_files import MAIN, Files, errors, load, warnings, web, web_errors
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -17,6 +16,7 @@ from sysup.config import (
     WatcherSpec,
     parse,
 )
+from tests.config_files import MAIN, Files, errors, load, warnings, web, web_errors
 
 # ---- the announcement
 

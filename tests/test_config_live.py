@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.config_files import load, web
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from docs.config import page
 from sysup.config import (
     FlappingSpec,
     Identity,
@@ -33,10 +33,10 @@ from sysup.config import (
 )
 from sysup.config.declare import Option
 from sysup.config.kinds import Choice, Flag, Later, Octal, Part, Seconds, Size, Whole
-from sysup.config.reference import page
 from sysup.config.specs import FAMILIES, WATCHER_OPTIONS
 from sysup.config.values import Account, Codes, Cpus, Limit, Ready, Respawn, Stages
 from sysup.protocol import Errno, MessageError, SysupError
+from tests.config_files import load, web
 
 SPEC = WatcherSpec("web", cmd="prog")
 
@@ -405,7 +405,7 @@ def test_environment_of_a_virtualenv() -> None:
 
 def test_the_reference_page_is_up_to_date() -> None:
     committed = Path(__file__).parents[1] / "docs" / "config.md"
-    assert committed.read_text() == page(), "run: python -m sysup.config.reference > docs/config.md"
+    assert committed.read_text() == page(), "run: python -m docs.config > docs/config.md"
 
 
 def test_the_reference_page_has_every_option() -> None:

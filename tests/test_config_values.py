@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.config_files import web, web_errors
 
 from sysup.config import FlappingSpec, Restart, Rlimit, StopStage
+from tests.config_files import web, web_errors
 
 
 @pytest.mark.parametrize(

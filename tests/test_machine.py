@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from docs import lifecycle
 from sysup.config import FlappingSpec, Restart, StopStage, WatcherSpec
 from sysup.machine import (
     EVENTS,
@@ -105,6 +107,11 @@ def test_the_table_has_a_rule_for_each_event_it_may_meet() -> None:
     bench = Bench()
     with pytest.raises(AssertionError, match="Spawned cannot happen when stopped"):
         bench.give(Spawned(1))
+
+
+def test_the_page_is_what_the_machine_does() -> None:
+    committed = (Path(__file__).parents[1] / "docs" / "lifecycle.md").read_text()
+    assert committed == lifecycle.page(), "run: python -m docs.lifecycle > docs/lifecycle.md"
 
 
 # ---- life --------------------------------------------------------------------------------
