@@ -161,7 +161,7 @@ def crash_loop(directory: Path) -> None:
     with Daemon(directory, directory, CRASHING, "crashing") as daemon:
         heard = listen(daemon, directory / "events")
         for name in ("flapping", "gave_up"):
-            check(f"broken.{name}" in heard, f"watcher.broken.{name} was published")
+            check(f"broken.1 {name}" in heard, f"watcher.broken.{name} was published")
         status = sysupctl(daemon, "status")
         check("broken" in status, "and the status tells of it")
         check(cpu(daemon.pid) < 1, f"sysupd has used {cpu(daemon.pid):.2f} s of CPU in all")
