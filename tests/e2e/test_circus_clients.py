@@ -71,7 +71,7 @@ def test_over_ipc_it_commands(daemon: Daemon) -> None:
     assert "PASSWORD" in ask("get", "web", "env")
     assert "secret" in ask("get", "web", "env")
     assert ask("set", "web", "graceful_timeout", "3") == "ok"
-    assert ask("get", "web", "graceful_timeout") == "graceful_timeout: 3"
+    assert ask("get", "web", "graceful_timeout") == "graceful_timeout: 3.0"
     assert ask("signal", "web", "HUP") == "ok"
     assert ask("stop", "web", "--waiting") == "ok"
     assert ask("status", "web") == "stopped"
@@ -104,7 +104,7 @@ def test_over_plain_tcp_it_reads_and_is_refused_the_rest(
 
 
 def test_an_unknown_watcher_reads_as_in_circus(daemon: Daemon) -> None:
-    done = circusctl(f"ipc://{daemon.runtime}/control", "status", "nope")
+    done = circusctl(f"ipc://{daemon.runtime}/control", "incr", "nope")
     assert done.returncode == 3
     assert "error: program nope not found" in done.stderr
 
