@@ -432,7 +432,10 @@ class Watcher:
                 body = place.body
                 scope = place.life.spec.stop_scope
                 self.board.remains.clear(
-                    body, scope, lambda serial: self._handle(place, Released(serial))
+                    body,
+                    scope,
+                    lambda serial: self._handle(place, Released(serial)),
+                    awaited=place.life.state is State.STOPPING,
                 )
             case Abandon() if place.body is not None:
                 self.board.remains.abandon(place.body)
