@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from docs import sysupctl
 from sysup.client import ENDPOINT_VARIABLES
 from sysup.ctl import cli, main, render
 from sysup.ctl.values import convert, converted
@@ -657,6 +658,14 @@ def test_a_crash_loop_is_told_in_full() -> None:
     ]
 
 
+# ---- the page ----------------------------------------------------------------------------
+
+
+def test_the_page_is_what_the_commands_declare() -> None:
+    committed = (Path(__file__).parents[1] / "docs" / "sysupctl.md").read_text()
+    assert committed == sysupctl.page(), "run: python -m docs.sysupctl > docs/sysupctl.md"
+
+
 # ---- text --------------------------------------------------------------------------------
 
 
@@ -710,6 +719,7 @@ def test_plain_text_is_left_alone(text: str) -> None:
         ("ready", "uptime:3", None, "uptime:3"),
         ("some.key", "null", None, "null"),
         ("some.key", "[1]", None, [1]),
+        ("some.key", '"1"', None, "1"),
         ("some.key", "[" * 100_000, None, "[" * 100_000),
         ("success_codes", "[0, 3]", [0], [0, 3]),
         ("success_codes", "0, 3", [0], "0, 3"),
@@ -731,6 +741,13 @@ def test_plain_text_is_left_alone(text: str) -> None:
 def test_typed_values(key: str, text: str, present: object, value: object) -> None:
     read = convert(key, text, present)
     assert (read, type(read)) == (value, type(value))
+
+
+def test_free_form_options_are_text() -> None:
+    pairs = [("my.option", "1"), ("max_retry", "1"), ("stdout_stream.max_bytes", "1")]
+    present = {"cmd": "sleep"}
+    assert list(converted(pairs, present).values()) == ["1", 1, 1]
+    assert list(converted(pairs, {}).values()) == [1, 1, 1]  # nothing is known of a new watcher
 
 
 @given(st.text(), st.text(), st.none() | st.booleans() | st.integers() | st.text())
