@@ -66,6 +66,13 @@ class House:
             select.select([self.pump], [], [], 0.005)
             self.pump.dispatch()
 
+    def turn(self) -> None:
+        """Wait until the pump's thread has looked around, and hear what it says."""
+        before = self.pump.heartbeat
+        self.pump.ping()
+        self.until(lambda: self.pump.heartbeat > before)
+        self.pump.dispatch()
+
     def pour(self, sink: Sink, data: bytes) -> Stream:
         """Write all of a process's life, and wait for its end."""
         stream, writing = self.stream(sink)
@@ -346,8 +353,7 @@ def test_waiting_streams_cost_no_turn(house: House, tmp_path: Path) -> None:
     house.pour(sink, b"one\n")
     before = house.pump.heartbeat
     pipes = [house.stream(sink)[1] for _ in range(50)]
-    house.pump.ping()
-    house.until(lambda: house.pump.heartbeat > before)
+    house.turn()
     assert house.pump.heartbeat == before + 1
     for pipe in pipes:
         os.close(pipe)
@@ -365,6 +371,23 @@ def test_the_end_is_told_after_the_last_byte_is_written(house: House, tmp_path: 
     os.close(writing)
     house.until(lambda: seen)
     assert seen == [b"last words"]
+
+
+def test_the_end_waits_for_a_slow_sink(house: House) -> None:
+    reader, lent = os.pipe()
+    stream, writing = house.stream(house.lent(lent))
+    os.close(lent)
+    write_all(writing, b"0123456789\n" * 9_000)  # more than a pipe holds
+    os.close(writing)
+    house.until(lambda: stream.bytes_read == 99_000)
+    house.turn()
+    house.turn()
+    assert not stream.ended
+    got = 0
+    while got < 99_000:
+        got += len(os.read(reader, 65536))
+    house.until(lambda: stream.ended)
+    os.close(reader)
 
 
 def test_a_pipe_that_others_hold_is_closed_by_its_owner(house: House, tmp_path: Path) -> None:
@@ -437,6 +460,20 @@ def test_a_line_longer_than_a_file_stays_whole(house: House, tmp_path: Path) -> 
     assert contents == [b"a\n", b"b" * 300 + b"\n", b"c\n"]
 
 
+def test_a_file_that_ends_in_the_midst_of_a_line_is_not_rotated_there(
+    house: House, tmp_path: Path
+) -> None:
+    sink = house.file(tmp_path / "log", max_line=10, max_bytes=15, backup_count=5)
+    stream, writing = house.stream(sink)
+    write_all(writing, b"0123456789")
+    house.until(lambda: len(content(tmp_path / "log")) == 10)
+    write_all(writing, b"abcdefghij\nnext\n")
+    os.close(writing)
+    house.until(lambda: stream.ended)
+    assert (tmp_path / "log.1").read_bytes() == b"0123456789abcdefghij\n"
+    assert (tmp_path / "log").read_bytes() == b"next\n"
+
+
 def test_size_counts_what_was_there_before(house: House, tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(b"x" * 99 + b"\n")
     house.pour(house.file(tmp_path / "log", max_bytes=100, backup_count=1), b"new\n")
@@ -501,6 +538,20 @@ def test_a_missing_directory_is_waited_for(house: House, tmp_path: Path) -> None
     assert path.read_bytes() == b"patient\n"
     assert house.told[1:] == [(str(path), None)]
     assert sink.failure is None
+
+
+def test_a_failure_is_told_once(house: House, tmp_path: Path) -> None:
+    sink = house.file(tmp_path / "missing" / "log")
+    for _ in range(5):
+        sink.reopen()
+        house.turn()
+        house.turn()
+    assert house.told == [reason(tmp_path / "missing" / "log", errno.ENOENT)]
+    (tmp_path / "missing").mkdir()
+    (tmp_path / "missing" / "log").mkdir()
+    sink.reopen()
+    house.until(lambda: len(house.told) == 2)
+    assert house.told[1] == reason(tmp_path / "missing" / "log", errno.EISDIR)
 
 
 def test_reopen_does_not_wait_for_the_next_try(house: House, tmp_path: Path) -> None:
