@@ -250,3 +250,29 @@ def test_wrong_requests(
     reply = daemon.call(request_[0], **request_[1])
     assert (reply["status"], reply["errno"]) == ("error", errno)
     assert words in reply["reason"]
+
+
+def test_a_standard_error_that_nobody_reads_does_not_hold_the_daemon_up(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    runtime = tmp_path_factory.mktemp("run")
+    file = tmp_path / "app.ini"
+    file.write_text(GOOD)
+    reading, writing = os.pipe()
+    daemon = subprocess.Popen(
+        [PROGRAMS / "sysupd", "--log-level", "debug", file],
+        stderr=writing,
+        env={**os.environ, "SYSUP_RUNTIME_DIR": str(runtime)},
+    )
+    os.close(writing)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(f"ipc://{runtime}/app/control")
+        request = b'{"command": "set", "properties": {"name": "good", "options": {"priority": 1}}}'
+        for _ in range(8000):  # some 250 KB of log, more than two pipes hold
+            peer.send(request)
+            assert peer.poll(10_000)
+            peer.recv()
+    daemon.terminate()
+    assert daemon.wait(10) == 0
+    os.close(reading)
