@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -583,38 +584,48 @@ FLAPPING = {
 }
 
 
-def listening(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PROGRAM, "listen", *args],
+@contextmanager
+def listening(*args: str) -> Iterator[subprocess.Popen[str]]:
+    # A shell's background job, as this test may run in, ignores SIGINT and so would its children.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    process = subprocess.Popen(
+        [*PROGRAM[:2], heed + PROGRAM[2], "listen", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TZ": "UTC"},
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_of(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline()
 
 
 def test_events_are_lines_until_control_c(daemon: CannedDaemon) -> None:
     daemon.events = [("watcher.db.reap", {}), ("watcher.web.reap", REAP)]
     with listening("Web") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "12:00:01 web.3 reap pid 812, exit code 1\n"
+        assert line_of(process) == "12:00:01 web.3 reap pid 812, exit code 1\n"
         process.send_signal(signal.SIGINT)
-        assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert process.returncode == 0
 
 
 def test_events_as_json(daemon: CannedDaemon) -> None:
     daemon.events = [("watcher.my.web.reap", REAP), ("watcher.odd", [1])]
     with listening("watcher.", "--json") as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline()) == {
+        assert json.loads(line_of(process)) == {
             "topic": "watcher.my.web.reap",
             "watcher": "my.web",
             "event": "reap",
             **REAP,
         }
-        assert json.loads(process.stdout.readline())["payload"] == [1]
-        process.terminate()
+        assert json.loads(line_of(process))["payload"] == [1]
 
 
 @pytest.mark.parametrize(
