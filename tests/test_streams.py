@@ -224,14 +224,6 @@ def test_an_unfinished_line_is_ended_by_the_next_writer(house: House, tmp_path: 
     assert (tmp_path / "log").read_bytes() == b"first\nunfinished\nsecond\nthird\n"
 
 
-def test_an_unfinished_line_is_nobodys_after_its_stream(house: House, tmp_path: Path) -> None:
-    """Also where a new stream has the memory of the old one."""
-    sink = house.file(tmp_path / "log")
-    for _ in range(50):
-        house.pour(sink, b"unfinished")
-    assert (tmp_path / "log").read_bytes() == b"\n".join([b"unfinished"] * 50)
-
-
 def test_a_long_line_is_interrupted_at_most_at_max_line(house: House, tmp_path: Path) -> None:
     sink = house.file(tmp_path / "log", max_line=10)
     long, writing = house.stream(sink)
