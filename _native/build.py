@@ -11,7 +11,7 @@ import shlex
 from cffi import FFI
 
 HERE = pathlib.Path(__file__).resolve().parent
-SOURCES = ("spawn.c", "pump.c", "sink.c")
+SOURCES = ("spawn.c", "proc.c", "pump.c", "sink.c")
 WARNINGS = "-std=c17 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion"
 
 ffi = FFI()

@@ -85,13 +85,19 @@ struct spawn_result {
     int32_t pid;
     int32_t pidfd;
     int32_t step;  /* enum spawn_step, written on failure alone */
+    int32_t index; /* likewise: which of rlimits or fds it was, -1 if no one's turn */
 };
 
 /* Start a process; returns when it has executed its program or has failed to.
  * 0: ret_ holds pid and pidfd (owned by the caller). -errno: ret_->step says where,
- * and no process and no descriptor is left behind. */
+ * and no process and no descriptor is left behind. Call it in one thread at a time. */
 int spawn(const struct spawn_spec *spec, struct spawn_result *ret_);
 const char *spawn_step_name(int32_t step);
+
+/* Be the parent of all orphans below: prctl(2), PR_SET_CHILD_SUBREAPER. 0 or -errno. */
+int become_subreaper(void);
+
+/* ---- proc.c: a look at all processes --------------------------------------------- */
 
 /* One line of /proc: who descends from whom. */
 struct proc_entry {
@@ -100,7 +106,7 @@ struct proc_entry {
     int32_t pgrp;
     int32_t session;
     uint64_t start;  /* clock ticks since boot, proc(5) starttime */
-    char state;      /* proc(5): R, S, D, Z, ... */
+    char state;      /* proc(5): R, S, D, Z (no thread of it runs), ... */
 };
 
 /* Every process of the system, at most `cap` of them; returns how many there are

@@ -1,1 +1,576 @@
+/* A process from nothing to its first instruction.
+ *
+ * The child is made by CLONE_VM | CLONE_VFORK (clone(2)): it runs in our memory, on a
+ * stack of its own, and our calling thread sleeps until it has executed its program or
+ * exited. Nothing is copied, so it is as fast with 1 GB of heap as with 1 MB, and what
+ * it writes to `struct child` we can read afterwards: the failed step and its errno need no
+ * pipe. The price is what the child may do. Our other threads run on, and it shares their
+ * locks and our thread's errno, so it makes system calls and nothing else: no malloc, no
+ * stdio, and none of glibc's set*id functions, which signal every thread they know of.
+ *
+ * Everything that is not memory the child has for itself: descriptors, dispositions,
+ * mask, directory, umask, limits, ids. It prepares them in the order of STEPS below.
+ *
+ * Signals are blocked in the calling thread around the clone, and so in the child from
+ * birth: a handler of ours can't run in it, on our memory. It resets every disposition and
+ * unblocks just before it executes. One that comes in between kills it then, and the death is
+ * found as any other.
+ *
+ * A child that has changed its uid still shares the memory of a privileged daemon. Its new
+ * user can't attach to it: when ids or capabilities change the kernel marks the memory
+ * as not dumpable (commit_creds(); prctl(2), PR_SET_DUMPABLE), and ptrace(2) then asks for
+ * CAP_SYS_PTRACE. That marks our memory as well, so the mark is taken back once nobody shares
+ * it. What remains is that the new user may signal the child. Only SIGKILL and SIGSTOP get
+ * through; a stop would make us wait as long as it lasts. So ids are changed as late
+ * as can be: after them there come a few calls, chdir and execve.
+ *
+ * Linux 5.4 is enough (waitid(2) on a pidfd, which the daemon needs anyway). What is newer
+ * has a fallback: clone3 (5.3, and often forbidden by a container's seccomp filter),
+ * CLONE_INTO_CGROUP (5.7), close_range with CLOSE_RANGE_CLOEXEC (5.11). */
 #include "native.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define CHILD_STACK 65536 /* search_and_execute() has PATH_MAX on it, close_the_rest() 4 KiB */
+#define LAST_SIGNAL 64    /* _NSIG of every architecture but MIPS */
+#define SIGSET_BYTES (LAST_SIGNAL / 8)
+
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC (1U << 2)
+#endif
+#ifndef CLONE_INTO_CGROUP
+#define CLONE_INTO_CGROUP 0x200000000ULL
+#endif
+
+/* Where the plain numbers mean 16-bit ids (i386, arm), the 32-bit calls have names of
+ * their own. */
+#ifndef SYS_setresuid32
+#define SYS_setresuid32 SYS_setresuid
+#define SYS_setresgid32 SYS_setresgid
+#define SYS_setgroups32 SYS_setgroups
+#endif
+
+/* Lives in the parent; the child reads the first half and writes the second. */
+struct child {
+    const struct spawn_spec *spec;
+    int32_t *sources;  /* room for one descriptor per entry of spec->fds */
+    bool in_cgroup;    /* born into it; else it must join */
+    int32_t step;
+    int32_t index;
+    int error;         /* errno; 0: nothing failed */
+};
+
+/* ---- the child's steps: each returns 0 or -errno --------------------------------- */
+
+static int checked(long rc)
+{
+    return rc < 0 ? -errno : 0;
+}
+
+/* execve(2) resets handlers but lets ignored signals stay ignored, such as Python's SIGPIPE. */
+static int reset_signals(struct child *child)
+{
+    (void)child;
+    /* The kernel's own struct sigaction, zeroed (SIG_DFL), whatever its layout is here;
+     * glibc's sigaction() refuses the two signals that it keeps for itself. */
+    const uint64_t action[8] = {0};
+    for (int signum = 1; signum <= LAST_SIGNAL; signum++) {
+        if (signum == SIGKILL || signum == SIGSTOP)
+            continue;
+        if (syscall(SYS_rt_sigaction, signum, action, NULL, SIGSET_BYTES) < 0)
+            return -errno;
+    }
+    return 0;
+}
+
+static int start_session(struct child *child)
+{
+    return child->spec->flags & SPAWN_NEW_SESSION ? checked(setsid()) : 0;
+}
+
+static int write_file(int directory, const char *path, const char *text)
+{
+    int fd = openat(directory, path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    int rc = checked(write(fd, text, strlen(text)));
+    (void)close(fd);
+    return rc;
+}
+
+/* "0" stands for the writer (Documentation/admin-guide/cgroup-v2.rst). */
+static int join_cgroup(struct child *child)
+{
+    if (child->spec->cgroup_fd < 0 || child->in_cgroup)
+        return 0;
+    return write_file(child->spec->cgroup_fd, "cgroup.procs", "0");
+}
+
+/* Decimal, NUL-terminated; returns the length. */
+static size_t format_number(char ret_text[12], int32_t number)
+{
+    char reversed[11];
+    size_t n = 0, length = 0;
+    uint32_t rest = number < 0 ? -(uint32_t)number : (uint32_t)number;
+    do
+        reversed[n++] = (char)('0' + rest % 10);
+    while ((rest /= 10) > 0);
+    if (number < 0)
+        ret_text[length++] = '-';
+    while (n > 0)
+        ret_text[length++] = reversed[--n];
+    ret_text[length] = '\0';
+    return length;
+}
+
+static int set_oom_score_adj(struct child *child)
+{
+    if (child->spec->oom_score_adj == INT32_MIN)
+        return 0;
+    char text[12];
+    (void)format_number(text, child->spec->oom_score_adj);
+    return write_file(AT_FDCWD, "/proc/self/oom_score_adj", text);
+}
+
+/* Before close_range(2) could do it: mark each descriptor that /proc lists. */
+static int mark_listed(void)
+{
+    _Alignas(struct dirent64) char buffer[4096];
+    int directory = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0)
+        return -errno;
+    ssize_t size;
+    while ((size = getdents64(directory, buffer, sizeof buffer)) > 0) {
+        const struct dirent64 *entry;
+        for (ssize_t at = 0; at < size; at += entry->d_reclen) {
+            entry = (const struct dirent64 *)(const void *)(buffer + at);
+            if (*entry->d_name == '.')
+                continue;
+            int fd = 0;
+            for (const char *digit = entry->d_name; *digit; digit++)
+                fd = fd * 10 + (*digit - '0');
+            if (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+                return -errno;
+        }
+    }
+    int rc = checked(size);
+    (void)close(directory);
+    return rc;
+}
+
+/* At the latest when the program is executed. */
+static int close_the_rest(void)
+{
+    if (syscall(SYS_close_range, 0U, ~0U, CLOSE_RANGE_CLOEXEC) == 0)
+        return 0;
+    /* ENOSYS: before 5.9; EINVAL: before 5.11; EPERM: a seccomp filter. */
+    return errno == ENOSYS || errno == EINVAL || errno == EPERM ? mark_listed() : -errno;
+}
+
+/* All at once: a descriptor may be the target of one entry and the source of another. So
+ * every source that is in the way of a target is first moved above all of them. */
+static int arrange_fds(struct child *child)
+{
+    const struct spawn_spec *spec = child->spec;
+    int32_t above = 0;
+    for (size_t i = 0; i < spec->n_fds; i++)
+        if (spec->fds[i].to >= above)
+            above = spec->fds[i].to + 1;
+    int rc = close_the_rest();
+    if (rc < 0)
+        return rc;
+    for (size_t i = 0; i < spec->n_fds; i++) {
+        child->index = (int32_t)i;
+        child->sources[i] = spec->fds[i].from;
+        if (spec->fds[i].from < above && spec->fds[i].from != spec->fds[i].to)
+            child->sources[i] = fcntl(spec->fds[i].from, F_DUPFD_CLOEXEC, above);
+        if (child->sources[i] < 0)
+            return -errno;
+    }
+    for (size_t i = 0; i < spec->n_fds; i++) {
+        child->index = (int32_t)i;
+        /* dup2 clears FD_CLOEXEC, but does nothing when both are the same. */
+        bool stays = child->sources[i] == spec->fds[i].to;
+        if (stays ? fcntl(child->sources[i], F_SETFD, 0) < 0
+                  : dup2(child->sources[i], spec->fds[i].to) < 0)
+            return -errno;
+    }
+    child->index = -1;
+    return 0;
+}
+
+static int set_rlimits(struct child *child)
+{
+    const struct spawn_spec *spec = child->spec;
+    for (size_t i = 0; i < spec->n_rlimits; i++) {
+        const struct spawn_rlimit *limit = &spec->rlimits[i];
+        /* The kernel's struct rlimit64, where infinity is ~0 as in ours. */
+        const uint64_t values[2] = {limit->soft, limit->hard};
+        child->index = (int32_t)i;
+        if (syscall(SYS_prlimit64, 0, limit->resource, values, NULL) < 0)
+            return -errno;
+    }
+    child->index = -1;
+    return 0;
+}
+
+static int set_nice(struct child *child)
+{
+    if (child->spec->nice == INT32_MIN)
+        return 0;
+    return checked(syscall(SYS_setpriority, PRIO_PROCESS, 0, child->spec->nice));
+}
+
+static int set_affinity(struct child *child)
+{
+    const struct spawn_spec *spec = child->spec;
+    if (!spec->cpus)
+        return 0;
+    return checked(syscall(SYS_sched_setaffinity, 0, spec->n_cpus * sizeof *spec->cpus, spec->cpus));
+}
+
+static int set_umask(struct child *child)
+{
+    if (child->spec->umask >= 0)
+        (void)umask((mode_t)child->spec->umask);
+    return 0;
+}
+
+static int set_groups(struct child *child)
+{
+    if (child->spec->n_groups < 0)
+        return 0;
+    return checked(syscall(SYS_setgroups32, child->spec->n_groups, child->spec->groups));
+}
+
+static int set_gid(struct child *child)
+{
+    int64_t gid = child->spec->gid;
+    return gid < 0 ? 0 : checked(syscall(SYS_setresgid32, gid, gid, gid));
+}
+
+/* Needs CAP_SETPCAP, so before the uid is changed; that would also empty the permitted
+ * set but for PR_SET_KEEPCAPS, which execve(2) clears again. */
+static int bound_capabilities(struct child *child)
+{
+    const struct spawn_spec *spec = child->spec;
+    if (!(spec->flags & SPAWN_CAPABILITIES))
+        return 0;
+    for (int cap = 0; cap < 64; cap++) {
+        if (spec->capabilities >> cap & 1)
+            continue;
+        int has = prctl(PR_CAPBSET_READ, cap, 0, 0, 0);
+        if (has < 0)
+            break; /* EINVAL: the kernel knows no more */
+        if (has && prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0)
+            return -errno;
+    }
+    return checked(prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0));
+}
+
+static int set_uid(struct child *child)
+{
+    int64_t uid = child->spec->uid;
+    return uid < 0 ? 0 : checked(syscall(SYS_setresuid32, uid, uid, uid));
+}
+
+/* The ambient set is what a program without file capabilities starts with; a capability
+ * must be permitted and inheritable to be in it (capabilities(7)). */
+static int set_capabilities(struct child *child)
+{
+    const struct spawn_spec *spec = child->spec;
+    if (!(spec->flags & SPAWN_CAPABILITIES))
+        return 0;
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    for (int half = 0; half < 2; half++) {
+        uint32_t set = (uint32_t)(spec->capabilities >> (32 * half));
+        data[half] = (struct __user_cap_data_struct){set, set, set};
+    }
+    if (syscall(SYS_capset, &header, data) < 0)
+        return -errno;
+    for (int cap = 0; cap < 64; cap++)
+        if (spec->capabilities >> cap & 1 && prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, cap, 0, 0) < 0)
+            return -errno;
+    return 0;
+}
+
+static int set_no_new_privs(struct child *child)
+{
+    if (!(child->spec->flags & SPAWN_NO_NEW_PRIVS))
+        return 0;
+    return checked(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+}
+
+static int change_directory(struct child *child)
+{
+    return child->spec->cwd ? checked(chdir(child->spec->cwd)) : 0;
+}
+
+/* As execvp(3): go on where nothing was found; what was found but may not be executed is told
+ * only if nothing better is. An empty element is the current directory. Unlike execvp a
+ * file without a known format is not given to a shell. */
+static int search_and_execute(const struct spawn_spec *spec)
+{
+    char path[PATH_MAX];
+    size_t length = strlen(spec->file);
+    int error = ENOENT;
+    const char *end;
+    for (const char *at = spec->search;; at = end + 1) {
+        end = strchrnul(at, ':');
+        size_t prefix = (size_t)(end - at);
+        if (prefix + 1 + length < sizeof path) {
+            memcpy(path, at, prefix);
+            path[prefix] = '/';
+            memcpy(path + prefix + (prefix > 0), spec->file, length + 1);
+            (void)execve(path, spec->argv, spec->envp);
+            if (errno == EACCES)
+                error = EACCES;
+            else if (errno != ENOENT && errno != ENOTDIR && errno != ESTALE && errno != ENODEV &&
+                     errno != ETIMEDOUT)
+                return -errno;
+        }
+        if (*end == '\0')
+            return -error;
+    }
+}
+
+static int execute(struct child *child)
+{
+    const struct spawn_spec *spec = child->spec;
+    const uint64_t none = 0;
+    if (spec->listen_pid) {
+        char text[12];
+        memcpy(spec->listen_pid, text, format_number(text, (int32_t)syscall(SYS_getpid)) + 1);
+    }
+    if (syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, SIGSET_BYTES) < 0)
+        return -errno;
+    if (spec->search && *spec->file && !strchr(spec->file, '/'))
+        return search_and_execute(spec);
+    return checked(execve(spec->file, spec->argv, spec->envp));
+}
+
+/* What opens files comes before the limits that could forbid it, what needs privilege
+ * before the ids, and what is to be judged by the new ids after them. */
+static const struct {
+    int32_t step;
+    int (*take)(struct child *child);
+} STEPS[] = {
+    {SPAWN_STEP_SIGNALS, reset_signals},
+    {SPAWN_STEP_SESSION, start_session},
+    {SPAWN_STEP_CGROUP, join_cgroup},
+    {SPAWN_STEP_OOM_SCORE_ADJ, set_oom_score_adj},
+    {SPAWN_STEP_FDS, arrange_fds},
+    {SPAWN_STEP_RLIMIT, set_rlimits},
+    {SPAWN_STEP_NICE, set_nice},
+    {SPAWN_STEP_AFFINITY, set_affinity},
+    {SPAWN_STEP_UMASK, set_umask},
+    {SPAWN_STEP_GROUPS, set_groups},
+    {SPAWN_STEP_GID, set_gid},
+    {SPAWN_STEP_CAPABILITIES, bound_capabilities},
+    {SPAWN_STEP_UID, set_uid},
+    {SPAWN_STEP_CAPABILITIES, set_capabilities},
+    {SPAWN_STEP_NO_NEW_PRIVS, set_no_new_privs},
+    {SPAWN_STEP_CWD, change_directory},
+    {SPAWN_STEP_EXEC, execute},
+};
+
+/* Does not return: there is nothing to return to. */
+static int child_main(void *argument)
+{
+    struct child *child = argument;
+    for (size_t i = 0; i < sizeof STEPS / sizeof *STEPS; i++) {
+        int rc = STEPS[i].take(child);
+        if (rc < 0) {
+            child->step = STEPS[i].step;
+            child->error = -rc;
+            break;
+        }
+    }
+    /* Not _exit(): the sanitizers wrap it. */
+    return (int)syscall(SYS_exit_group, 127);
+}
+
+/* ---- the parent ------------------------------------------------------------------ */
+
+#ifdef __x86_64__
+
+/* clone3(2), for which glibc has no wrapper: the system call returns twice, in the child on an
+ * empty stack, so what the child does next must be in registers. Other
+ * architectures do without, and so without CLONE_INTO_CGROUP. */
+static long clone3(const uint64_t *args, size_t size, int (*function)(void *), void *argument)
+{
+    long rc = SYS_clone3;
+    register int (*r8)(void *) __asm__("r8") = function;
+    register void *r9 __asm__("r9") = argument;
+    __asm__ volatile("syscall\n\t"
+                     "test %%rax, %%rax\n\t"
+                     "jnz 1f\n\t"
+                     "xor %%ebp, %%ebp\n\t" /* the outermost frame, for debuggers */
+                     "mov %%r9, %%rdi\n\t"
+                     "call *%%r8\n\t"
+                     "ud2\n"
+                     "1:"
+                     : "+a"(rc)
+                     : "D"(args), "S"(size), "r"(r8), "r"(r9)
+                     : "rcx", "r11", "cc", "memory");
+    return rc;
+}
+
+/* Returns the pid or -errno; -ENOSYS when the older way must do. */
+static int clone_newly(struct child *child, char *stack, int *ret_pidfd)
+{
+    bool into = child->spec->cgroup_fd >= 0;
+    const uint64_t args[] = {
+        /* struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal */
+        CLONE_VM | CLONE_VFORK | CLONE_PIDFD | (into ? CLONE_INTO_CGROUP : 0),
+        (uintptr_t)ret_pidfd, 0, 0, SIGCHLD,
+        /* stack, stack_size, tls */
+        (uintptr_t)stack, CHILD_STACK, 0,
+        /* set_tid, set_tid_size, cgroup: not known to 5.3, so given only when needed */
+        0, 0, (uint64_t)child->spec->cgroup_fd,
+    };
+    child->in_cgroup = into;
+    long rc = clone3(args, into ? sizeof args : 8 * sizeof *args, child_main, child);
+    /* EPERM: old seccomp filters; E2BIG: a cgroup, before 5.7. A real EPERM meets the
+     * older way as well. */
+    if (rc != -ENOSYS && rc != -EPERM && rc != -E2BIG)
+        return (int)rc;
+    child->in_cgroup = false;
+    return -ENOSYS;
+}
+
+#else
+
+static int clone_newly(struct child *child, char *stack, int *ret_pidfd)
+{
+    (void)child, (void)stack, (void)ret_pidfd;
+    return -ENOSYS;
+}
+
+#endif
+
+/* Returns the pid or -errno. */
+static int make_child(struct child *child, char *stack, int *ret_pidfd)
+{
+    int pid = clone_newly(child, stack, ret_pidfd);
+    if (pid != -ENOSYS)
+        return pid;
+    const int flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD;
+    pid = clone(child_main, stack + CHILD_STACK, flags, child, ret_pidfd);
+    return pid < 0 ? -errno : pid;
+}
+
+/* Whether it is the cgroup that clone3 failed for (cgroup_css_set_fork() in the kernel), and
+ * not the lack of memory or processes. */
+static bool cgroup_refused(const struct child *child, int error)
+{
+    return child->in_cgroup && error != EAGAIN && error != ENOMEM && error != EMFILE && error != ENFILE;
+}
+
+/* What the child needs of memory: one mapping, its lowest page a guard. */
+static char *map_stack(size_t guard)
+{
+    char *memory = mmap(NULL, guard + CHILD_STACK, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED)
+        return NULL;
+    if (mprotect(memory, guard, PROT_NONE) < 0) {
+        (void)munmap(memory, guard + CHILD_STACK);
+        return NULL;
+    }
+    return memory;
+}
+
+/* With signals blocked, and our memory as dumpable afterwards as it was before. */
+static int clone_quietly(struct child *child, char *stack, int *ret_pidfd)
+{
+    const uint64_t all = ~(uint64_t)0;
+    uint64_t mask;
+    int dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+    /* Not sigprocmask(), which leaves out glibc's own signals. */
+    (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, SIGSET_BYTES);
+    int pid = make_child(child, stack, ret_pidfd);
+    (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, SIGSET_BYTES);
+    /* 2 can't be set, and need not be: the kernel sets nothing that is more open. */
+    if (dumpable == 1 && prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
+        (void)prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+    return pid;
+}
+
+static int fail(struct spawn_result *ret_, int32_t step, int32_t index, int error)
+{
+    ret_->step = step;
+    ret_->index = index;
+    return -error;
+}
+
+int spawn(const struct spawn_spec *spec, struct spawn_result *ret_)
+{
+    const size_t guard = (size_t)sysconf(_SC_PAGESIZE);
+    struct child child = {.spec = spec, .index = -1};
+    int pidfd = -1;
+    char *memory = map_stack(guard);
+    child.sources = calloc(spec->n_fds + 1, sizeof *child.sources);
+    int pid = memory && child.sources ? clone_quietly(&child, memory + guard, &pidfd) : -ENOMEM;
+    if (memory)
+        (void)munmap(memory, guard + CHILD_STACK);
+    free(child.sources);
+    if (pid < 0)
+        return fail(ret_, cgroup_refused(&child, -pid) ? SPAWN_STEP_CGROUP : SPAWN_STEP_CLONE, -1, -pid);
+    if (child.error) {
+        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
+            ;
+        (void)close(pidfd);
+        return fail(ret_, child.step, child.index, child.error);
+    }
+    ret_->pid = pid;
+    ret_->pidfd = pidfd;
+    return 0;
+}
+
+const char *spawn_step_name(int32_t step)
+{
+    switch ((enum spawn_step)step) {
+    case SPAWN_STEP_CLONE: return "clone";
+    case SPAWN_STEP_SIGNALS: return "signals";
+    case SPAWN_STEP_SESSION: return "session";
+    case SPAWN_STEP_FDS: return "fds";
+    case SPAWN_STEP_CGROUP: return "cgroup";
+    case SPAWN_STEP_RLIMIT: return "rlimit";
+    case SPAWN_STEP_NICE: return "nice";
+    case SPAWN_STEP_OOM_SCORE_ADJ: return "oom_score_adj";
+    case SPAWN_STEP_AFFINITY: return "affinity";
+    case SPAWN_STEP_UMASK: return "umask";
+    case SPAWN_STEP_GROUPS: return "groups";
+    case SPAWN_STEP_GID: return "gid";
+    case SPAWN_STEP_UID: return "uid";
+    case SPAWN_STEP_CAPABILITIES: return "capabilities";
+    case SPAWN_STEP_NO_NEW_PRIVS: return "no_new_privs";
+    case SPAWN_STEP_CWD: return "cwd";
+    case SPAWN_STEP_EXEC: return "exec";
+    }
+    return "unknown";
+}
+
+int become_subreaper(void)
+{
+    return checked(prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0));
+}
