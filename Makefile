@@ -22,7 +22,7 @@ PRINT_WARNINGS := import runpy; print(runpy.run_path("_native/build.py")["WARNIN
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check check-format check-lint check-types check-c bench format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,10 +39,18 @@ demo: $(READY)
 test: $(READY)
 	@$(BIN)/python -m pytest $(TESTS)
 
-check: $(READY)
+check: check-format check-lint check-types check-c
+
+check-format: $(READY)
 	@echo 'format' && $(BIN)/ruff format --check --quiet .
+
+check-lint: $(READY)
 	@echo 'lint' && $(BIN)/ruff check --quiet .
+
+check-types: $(READY)
 	@echo 'types' && $(BIN)/mypy --no-error-summary
+
+check-c: $(READY)
 	@echo 'compiler warnings' && for file in $(C_CODE); do \
 	    $(CC) $$($(BIN)/python -c '$(PRINT_WARNINGS)') -Werror -O2 -I_native -c -o /dev/null $$file \
 	        || exit 1; \

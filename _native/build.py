@@ -11,7 +11,7 @@ import shlex
 from cffi import FFI
 
 HERE = pathlib.Path(__file__).resolve().parent
-SOURCES = ("spawn.c", "proc.c", "pump.c", "sink.c")
+SOURCES = ("spawn.c", "proc.c", "pump.c", "stream.c", "style.c", "sink.c", "file.c", "queue.c")
 WARNINGS = "-std=c17 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion"
 
 ffi = FFI()
@@ -22,7 +22,7 @@ ffi.set_source(
     '#include "native.h"',
     sources=[f"_native/{name}" for name in SOURCES],
     include_dirs=["_native"],
-    depends=["_native/native.h"],
+    depends=["_native/native.h", "_native/pump.h"],
     extra_compile_args=[
         *shlex.split(WARNINGS),
         "-O2",

@@ -113,43 +113,54 @@ struct proc_entry {
  * (which may exceed `cap`: call again with more room) or -errno. */
 int proc_scan(struct proc_entry *ret_entries, size_t cap);
 
-/* ---- pump.c, sink.c: bytes from pipes to where they go --------------------------- */
+/* ---- pump.c, stream.c, sink.c, file.c, queue.c: bytes from pipes to where they go -- */
 
+/* Who frees what. The pump frees nothing that it gave out: after a stream's
+ * PUMP_STREAM_EOF and a sink's PUMP_SINK_CLOSED was taken, the pump has forgotten it, and
+ * its owner calls stream_free or sink_free. */
 struct pump;
 struct sink;
 struct stream;
 
 enum sink_flags {
-    SINK_RAW = 0,
-    SINK_PID = 1,        /* each line begins with the time (if asked) and "[pid] | " */
-    SINK_BORROWED_FD = 2 /* write to `fd` and never reopen or rotate it */
+    SINK_BORROWED_FD = 1, /* write to `fd`; never reopen or rotate it */
 };
 
 /* A file that streams write to. Strings are copied. */
 struct file_spec {
-    const char *path;         /* NULL with SINK_BORROWED_FD */
-    int32_t fd;               /* with SINK_BORROWED_FD: duplicated, not consumed */
-    uint32_t flags;           /* enum sink_flags */
-    const char *time_format;  /* strftime(3), local time, before each line; or NULL */
-    const char *before;       /* bytes before each line's stamp (a colour), or NULL */
-    const char *after;        /* bytes before each line's newline, or NULL */
-    uint64_t max_bytes;       /* rotate at a line's end before passing this; 0: never */
-    uint32_t backup_count;    /* path.1 (newest) to path.N; 0: never rotate */
-    uint32_t refresh_ms;      /* how long bytes may wait to be written together */
-    uint32_t max_line;        /* a longer line is written in pieces of this */
-    uint32_t mode;            /* of a file that is created */
+    const char *path;      /* absolute; NULL with SINK_BORROWED_FD */
+    int32_t fd;            /* with SINK_BORROWED_FD: duplicated, not consumed */
+    uint32_t flags;        /* enum sink_flags */
+    uint64_t max_bytes;    /* rotate at a line's end before passing this; 0: never */
+    uint32_t backup_count; /* path.1 (newest) to path.N; 0: never rotate */
+    uint32_t refresh_ms;   /* how long bytes may wait to be written together */
+    uint32_t max_line;     /* a longer line may be interrupted by another stream's */
+    uint32_t mode;         /* of a file that is created */
+};
+
+/* What stands around each line of a stream: BEFORE TIME MIDDLE line AFTER newline.
+ * Each may be NULL; strings are copied. */
+struct line_style {
+    const char *before;
+    const char *time_format; /* strftime(3), local time */
+    const char *middle;
+    const char *after;
 };
 
 enum pump_event_kind {
-    PUMP_STREAM_EOF,     /* all that was written is in the sink's file; descriptor closed */
-    PUMP_SINK_FAILED,    /* error = errno; its streams are held back; retried */
-    PUMP_SINK_RECOVERED,
+    PUMP_STREAM_EOF,           /* all it wrote is in its sink; descriptor closed;
+                                  error = errno of the read that ended it, or 0 */
+    PUMP_SINK_FAILED,          /* error = errno; its streams are held back; retried
+                                  (EPIPE and EIO of a borrowed fd: discarded from now) */
+    PUMP_SINK_RECOVERED,       /* error = what it had failed with */
+    PUMP_SINK_ROTATION_FAILED, /* the old file is written on; tried again later */
+    PUMP_SINK_CLOSED,
 };
 
 struct pump_event {
     int32_t kind;
     int32_t error;
-    uint64_t id;  /* of the stream or sink, as given at its creation */
+    uint64_t id; /* of the stream or sink, as given at its creation */
 };
 
 /* The one pump thread. pump_new starts it with all signals blocked. */
@@ -157,42 +168,54 @@ int pump_new(struct pump **ret_pump);
 /* Readable while pump_take has something to give. Owned by the pump. */
 int pump_eventfd(const struct pump *pump);
 /* At most `cap` events, oldest first; returns how many. Clears the eventfd when it
- * has given the last. */
+ * has given the last. Of a sink only the newest event is kept. */
 int pump_take(struct pump *pump, struct pump_event *ret_events, size_t cap);
 /* Loop turns so far: a watchdog sees the thread alive by asking it to turn. */
 uint64_t pump_heartbeat(const struct pump *pump);
 void pump_ping(struct pump *pump);
-/* Write out what is held, wait at most timeout_ms, end the thread, free the pump.
- * Streams and sinks must not be used afterwards. -ETIMEDOUT: bytes were left. */
-int pump_stop(struct pump *pump, int32_t timeout_ms);
+/* Close every stream and sink, wait at most timeout_ms for what they hold to be
+ * written, end the thread. Returns the bytes that could not be written; the events that
+ * are left can be taken. -ETIMEDOUT: the thread hangs in a system call (a dead disk);
+ * then nothing may be freed. */
+int64_t pump_stop(struct pump *pump, int32_t timeout_ms);
+/* After pump_stop, when every stream and sink was freed. */
+void pump_free(struct pump *pump);
 
 /* A file is opened by the pump; a failure to open is an event (PUMP_SINK_FAILED) and
- * is retried, and the streams wait meanwhile. */
+ * is retried, and the streams wait meanwhile. -EINVAL: no path, or a relative one. */
 int sink_file_new(struct pump *pump, uint64_t id, const struct file_spec *spec, struct sink **ret_sink);
-/* Lines for a thread of Python: whole lines (or pieces of max_line), bounded by
- * `capacity` bytes; when it is full its streams wait. */
-int sink_ring_new(struct pump *pump, uint64_t id, uint32_t capacity, uint32_t max_line, struct sink **ret_sink);
+/* Go on with other numbers (max_bytes to mode); path, fd and flags are not looked at. */
+void sink_file_set(struct sink *sink, const struct file_spec *spec);
+/* Lines for another thread, which takes them with sink_queue_take. One batch waits
+ * there and one more is gathered; then the streams wait. */
+int sink_queue_new(struct pump *pump, uint64_t id, uint32_t max_line, struct sink **ret_sink);
 
-/* What stands before each run of bytes that sink_ring_read returns. */
-struct ring_record {
-    uint64_t stream;  /* id of the stream */
+/* What stands before each run of whole lines (or piece of a line longer than max_line)
+ * in a batch; the next record begins 8-aligned after its bytes. */
+struct queue_record {
+    uint64_t stream; /* id of the stream */
     int32_t pid;
-    uint32_t length;  /* bytes that follow; the next record begins 8-aligned after them */
+    uint32_t length; /* bytes that follow */
 };
 
-/* Wait until the ring has bytes, at most timeout_ms (-1: for ever); copy whole records
- * to ret_buffer. Returns the bytes copied, 0 on time-out, -EPIPE once the sink is
- * closed and empty. May be called by one thread at a time; blocks without the GIL. */
-int64_t sink_ring_read(struct sink *sink, char *ret_buffer, size_t size, int32_t timeout_ms);
-/* Reopen at once, as after a rename by another program. */
+/* Wait for the next batch, at most timeout_ms (-1: for ever). Returns its length, 0 on
+ * time-out, -EPIPE once the sink is closed and empty. The batch before it is given
+ * back. One thread at a time; never after sink_free. */
+int64_t sink_queue_take(struct sink *sink, char **ret_data, int32_t timeout_ms);
+/* Open the file again, now: it was renamed, or what made it fail is mended. */
 void sink_reopen(struct sink *sink);
-/* Write what is held, then close; the sink frees itself when its last stream ends. */
+/* No stream is added any more; PUMP_SINK_CLOSED comes when the last one has ended and
+ * all is written. */
 void sink_close(struct sink *sink);
+/* Only after its PUMP_SINK_CLOSED was taken. */
+void sink_free(struct sink *sink);
 
-/* Read `fd` (consumed; made non-blocking) to its end into `sink`. No wake-up of the
- * pump: the first byte wakes it. `tail` bytes of the newest output are remembered. */
-int pump_add(struct pump *pump, int32_t fd, uint64_t id, int32_t pid, struct sink *sink, uint32_t tail,
-             struct stream **ret_stream);
+/* Read `fd` to its end into `sink`; it is made non-blocking, and the pump's own from
+ * now (on failure it stays the caller's). No wake-up of the pump: the first byte wakes
+ * it. `style` NULL: bytes pass as they are (a queue takes no other). `tail` bytes of
+ * the newest output are remembered. -ESHUTDOWN: the sink was closed. */
+int pump_add(struct pump *pump, int32_t fd, uint64_t id, int32_t pid, struct sink *sink,
+             const struct line_style *style, uint32_t tail, struct stream **ret_stream);
 /* Read what is there now, then behave as at the end of the file. */
 void stream_close(struct stream *stream);
 /* The newest output, oldest byte first; returns how many bytes. Any thread. */

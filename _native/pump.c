@@ -1,1 +1,477 @@
-#include "native.h"
+/* The pump's thread: an epoll loop that sleeps until a pipe has bytes, a sink a deadline
+ * or an owner a request.
+ *
+ * A turn is: read once from each pipe that has something (at most TURN_EVENTS of them;
+ * epoll(7) hands a longer list out in rounds, so nobody starves), serve the requests,
+ * then write what is due. Requests come after the pipes because serving one may end a
+ * stream whose owner then frees it, and the turn's list of events could still name it. */
+#include "pump.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+enum {
+    TURN_EVENTS = 256,
+    TIMER_SLACK = 10000, /* ns; the kernel's default, 50 us, is as long as our pauses */
+    STOP_GRACE_MS = 500, /* for the thread to end after its time was up */
+};
+
+int64_t clock_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000 * MILLISECOND + t.tv_nsec;
+}
+
+/* ---- requests and events --------------------------------------------------------- */
+
+static void eventfd_raise(int fd)
+{
+    uint64_t one = 1;
+    /* EAGAIN: the counter is full, so whoever waits is woken already. */
+    while (write(fd, &one, sizeof one) < 0 && errno == EINTR)
+        continue;
+}
+
+static void eventfd_clear(int fd)
+{
+    uint64_t count;
+    while (read(fd, &count, sizeof count) < 0 && errno == EINTR)
+        continue;
+}
+
+int target_list(struct target *target, struct pump *pump, enum target_kind kind, uint64_t id)
+{
+    target->kind = kind;
+    target->id = id;
+    target->pump = pump;
+    pthread_mutex_lock(&pump->lock);
+    bool stopped = pump->stop_asked;
+    if (!stopped) {
+        target->next = pump->targets;
+        if (target->next)
+            target->next->previous = target;
+        pump->targets = target;
+    }
+    pthread_mutex_unlock(&pump->lock);
+    return stopped ? -ESHUTDOWN : 0;
+}
+
+/* Under the lock. */
+static bool enqueue_request(struct pump *pump, struct target *target, uint32_t requests)
+{
+    if (target->gone)
+        return false;
+    target->requests |= requests;
+    if (target->asked)
+        return false;
+    target->asked = true;
+    target->next_asked = NULL;
+    *pump->asked_last = target;
+    pump->asked_last = &target->next_asked;
+    return true;
+}
+
+void target_ask(struct target *target, uint32_t requests)
+{
+    struct pump *pump = target->pump;
+    pthread_mutex_lock(&pump->lock);
+    bool fresh = enqueue_request(pump, target, requests);
+    pthread_mutex_unlock(&pump->lock);
+    if (fresh)
+        eventfd_raise(pump->wake);
+}
+
+static struct target *next_request(struct pump *pump, uint32_t *ret_requests)
+{
+    pthread_mutex_lock(&pump->lock);
+    struct target *target = pump->asked;
+    if (target) {
+        pump->asked = target->next_asked;
+        if (!pump->asked)
+            pump->asked_last = &pump->asked;
+        target->asked = false;
+        *ret_requests = target->requests;
+        target->requests = 0;
+    }
+    pthread_mutex_unlock(&pump->lock);
+    return target;
+}
+
+/* Under the lock. */
+static void unlink_target(struct pump *pump, struct target *target)
+{
+    if (target->previous)
+        target->previous->next = target->next;
+    else
+        pump->targets = target->next;
+    if (target->next)
+        target->next->previous = target->previous;
+}
+
+void target_unlist(struct target *target)
+{
+    pthread_mutex_lock(&target->pump->lock);
+    unlink_target(target->pump, target);
+    pthread_mutex_unlock(&target->pump->lock);
+}
+
+/* Under the lock: the owner may free it as soon as its last event is taken. */
+static void forget_target(struct pump *pump, struct target *target)
+{
+    target->gone = true;
+    unlink_target(pump, target);
+    if (!target->asked)
+        return;
+    struct target **link = &pump->asked;
+    while (*link != target)
+        link = &(*link)->next_asked;
+    *link = target->next_asked;
+    if (!*link)
+        pump->asked_last = link;
+}
+
+void target_tell(struct target *target, enum pump_event_kind kind, int error, bool last)
+{
+    struct pump *pump = target->pump;
+    pthread_mutex_lock(&pump->lock);
+    target->event = (struct pump_event){.kind = (int32_t)kind, .error = error, .id = target->id};
+    bool fresh = !target->told;
+    if (fresh) {
+        target->told = true;
+        target->next_told = NULL;
+        *pump->told_last = target;
+        pump->told_last = &target->next_told;
+    }
+    if (last)
+        forget_target(pump, target);
+    pthread_mutex_unlock(&pump->lock);
+    if (fresh)
+        eventfd_raise(pump->events);
+}
+
+int pump_take(struct pump *pump, struct pump_event *ret_events, size_t cap)
+{
+    size_t n = 0;
+    pthread_mutex_lock(&pump->lock);
+    while (n < cap && pump->told) {
+        struct target *target = pump->told;
+        pump->told = target->next_told;
+        target->told = false;
+        ret_events[n++] = target->event;
+    }
+    if (!pump->told) {
+        pump->told_last = &pump->told;
+        /* Under the lock: an event that is posted now raises it again. */
+        eventfd_clear(pump->events);
+    }
+    pthread_mutex_unlock(&pump->lock);
+    return (int)n;
+}
+
+/* ---- memory of batches ----------------------------------------------------------- */
+
+int slab_take(struct pump *pump, struct slab *ret_slab)
+{
+    if (pump->n_spares) {
+        *ret_slab = pump->spares[--pump->n_spares];
+        return 0;
+    }
+    char *data = mmap(NULL, SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        return -errno;
+    *ret_slab = (struct slab){data, SLAB_BYTES};
+    return 0;
+}
+
+void slab_give(struct pump *pump, struct slab slab, size_t used)
+{
+    if (pump->n_spares == SPARE_SLABS) {
+        slab_unmap(slab);
+        return;
+    }
+    if (used > SLAB_BYTES)
+        madvise(slab.data + SLAB_BYTES, slab.size - SLAB_BYTES, MADV_DONTNEED);
+    pump->spares[pump->n_spares++] = slab;
+}
+
+void slab_unmap(struct slab slab)
+{
+    if (slab.data)
+        munmap(slab.data, slab.size);
+}
+
+/* ---- the loop -------------------------------------------------------------------- */
+
+int pump_watch(struct pump *pump, int fd, uint32_t epoll_events, struct target *target)
+{
+    struct epoll_event event = {.events = epoll_events, .data.ptr = target};
+    return epoll_ctl(pump->epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
+}
+
+void pump_unwatch(struct pump *pump, int fd)
+{
+    /* Not left to close(2): while another process holds a copy of the descriptor, a
+     * closed one would go on being reported, epoll(7). */
+    epoll_ctl(pump->epoll, EPOLL_CTL_DEL, fd, NULL);
+}
+
+static void serve_requests(struct pump *pump)
+{
+    eventfd_clear(pump->wake);
+    pthread_mutex_lock(&pump->lock);
+    if (pump->stop_asked && !pump->stopping) {
+        pump->stopping = true;
+        for (struct target *target = pump->targets; target; target = target->next)
+            enqueue_request(pump, target, REQUEST_CLOSE);
+    }
+    pthread_mutex_unlock(&pump->lock);
+    struct target *target;
+    uint32_t requests;
+    while ((target = next_request(pump, &requests))) {
+        if (target->kind == TARGET_STREAM)
+            stream_serve((struct stream *)target, requests);
+        else
+            sink_serve((struct sink *)target, requests);
+    }
+}
+
+static void dispatch(struct pump *pump, const struct epoll_event *events, int n)
+{
+    bool asked = false;
+    pump->turn_reads = 0;
+    pump->turn_bytes = 0;
+    pump->turn_fullest = 0;
+    for (int i = 0; i < n; i++) {
+        struct target *target = events[i].data.ptr;
+        if (!target)
+            asked = true;
+        else if (target->kind == TARGET_STREAM)
+            stream_ready((struct stream *)target);
+        else
+            sink_schedule((struct sink *)target, 0);
+    }
+    if (asked)
+        serve_requests(pump);
+}
+
+static void work_agenda(struct pump *pump)
+{
+    pump->next_due = NEVER;
+    struct sink *sink = pump->agenda;
+    pump->agenda = NULL;
+    while (sink) {
+        struct sink *next = sink->next_due;
+        int64_t deadline = sink->deadline;
+        sink->on_agenda = false;
+        sink->deadline = NEVER;
+        if (deadline > pump->now)
+            sink_schedule(sink, deadline);
+        else
+            sink_turn(sink); /* may be its last */
+        sink = next;
+    }
+}
+
+static int timeout_ms(const struct pump *pump)
+{
+    int64_t due = pump->next_due;
+    if (pump->stopping && pump->stop_at < due)
+        due = pump->stop_at;
+    if (due == NEVER)
+        return -1;
+    int64_t wait = due - clock_ns();
+    return wait <= 0 ? 0 : (int)((wait + MILLISECOND - 1) / MILLISECOND);
+}
+
+/* Pooling of small writes. A child that writes line by line would wake the pump for each
+ * line: a system call and two context switches a hundred bytes. So when reads bring
+ * little, and the next came within a millisecond, the pump sleeps a moment and lets the
+ * pipes fill. The pause follows what they bring: it grows to a millisecond while a pipe
+ * stays below a quarter, and shrinks when one is nearly full (its writer may have
+ * waited), until pooling ends, as it does when a millisecond passed without a byte. A
+ * line that comes after silence is never held up. */
+static void pool_writes(struct pump *pump, int64_t idle)
+{
+    enum { SMALL = 4096, LITTLE = FULLNESS / 4, FULL = FULLNESS / 4 * 3 };
+    const int64_t shortest = MILLISECOND / 16;
+    if (pump->turn_reads == 0)
+        return;
+    if (idle > MILLISECOND) {
+        pump->pause = 0;
+        return;
+    }
+    if (pump->pause == 0) {
+        if (pump->turn_bytes >= (uint64_t)pump->turn_reads * SMALL)
+            return;
+        pump->pause = 2 * shortest;
+    } else if (pump->turn_fullest >= FULL) {
+        pump->pause /= 2;
+    } else if (pump->turn_fullest < LITTLE) {
+        pump->pause += pump->pause / 4;
+    }
+    if (pump->pause < shortest) {
+        pump->pause = 0;
+        return;
+    }
+    if (pump->pause > MILLISECOND)
+        pump->pause = MILLISECOND;
+    struct pollfd wake = {.fd = pump->wake, .events = POLLIN};
+    struct timespec pause = {.tv_nsec = pump->pause};
+    ppoll(&wake, 1, &pause, NULL);
+}
+
+static struct sink *first_sink(const struct pump *pump)
+{
+    struct target *target = pump->targets;
+    while (target && target->kind != TARGET_SINK)
+        target = target->next;
+    return (struct sink *)target;
+}
+
+/* Its time is up: end what is left. Without the lock: nobody adds a target after
+ * stop_asked, and only this thread takes one off the list. */
+static void abandon_all(struct pump *pump)
+{
+    for (struct target *target = pump->targets; target; target = target->next)
+        if (target->kind == TARGET_STREAM)
+            pump->lost += stream_abandon((struct stream *)target);
+    struct sink *sink;
+    while ((sink = first_sink(pump)))
+        pump->lost += sink_abandon(sink);
+}
+
+static void *run(void *argument)
+{
+    struct pump *pump = argument;
+    struct epoll_event events[TURN_EVENTS];
+    pthread_setname_np(pthread_self(), "sysup-pump");
+    prctl(PR_SET_TIMERSLACK, (unsigned long)TIMER_SLACK);
+    pump->now = clock_ns();
+    for (;;) {
+        int64_t slept = clock_ns();
+        int n = epoll_wait(pump->epoll, events, TURN_EVENTS, timeout_ms(pump));
+        pump->now = clock_ns();
+        atomic_fetch_add_explicit(&pump->turns, 1, memory_order_relaxed);
+        dispatch(pump, events, n);
+        work_agenda(pump);
+        if (pump->stopping && (!pump->targets || pump->now >= pump->stop_at))
+            break;
+        pool_writes(pump, pump->now - slept);
+    }
+    abandon_all(pump);
+    pthread_mutex_lock(&pump->lock);
+    pump->ended = true;
+    pthread_cond_signal(&pump->end);
+    pthread_mutex_unlock(&pump->lock);
+    return NULL;
+}
+
+/* ---- from outside ---------------------------------------------------------------- */
+
+static int start_thread(struct pump *pump)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(&pump->thread, NULL, run, pump);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return -rc;
+}
+
+static int open_descriptors(struct pump *pump)
+{
+    pump->epoll = epoll_create1(EPOLL_CLOEXEC);
+    pump->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    pump->events = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (pump->epoll < 0 || pump->wake < 0 || pump->events < 0)
+        return -errno;
+    return pump_watch(pump, pump->wake, EPOLLIN, NULL);
+}
+
+int pump_new(struct pump **ret_pump)
+{
+    struct pump *pump = calloc(1, sizeof *pump);
+    if (!pump)
+        return -ENOMEM;
+    pump->asked_last = &pump->asked;
+    pump->told_last = &pump->told;
+    pump->next_due = NEVER;
+    pthread_mutex_init(&pump->lock, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&pump->end, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+    pump->epoll = pump->wake = pump->events = -1;
+    pump->scratch = malloc(STYLED_BYTES);
+    int rc = pump->scratch ? open_descriptors(pump) : -ENOMEM;
+    if (rc == 0)
+        rc = start_thread(pump);
+    if (rc < 0) {
+        pump_free(pump);
+        return rc;
+    }
+    *ret_pump = pump;
+    return 0;
+}
+
+int pump_eventfd(const struct pump *pump)
+{
+    return pump->events;
+}
+
+uint64_t pump_heartbeat(const struct pump *pump)
+{
+    return atomic_load_explicit(&pump->turns, memory_order_relaxed);
+}
+
+void pump_ping(struct pump *pump)
+{
+    eventfd_raise(pump->wake);
+}
+
+int64_t pump_stop(struct pump *pump, int32_t timeout)
+{
+    int64_t until = clock_ns() + timeout * MILLISECOND;
+    pthread_mutex_lock(&pump->lock);
+    if (!pump->stop_asked)
+        pump->stop_at = until;
+    pump->stop_asked = true;
+    pthread_mutex_unlock(&pump->lock);
+    eventfd_raise(pump->wake);
+    until += STOP_GRACE_MS * MILLISECOND;
+    struct timespec when = {until / (1000 * MILLISECOND), until % (1000 * MILLISECOND)};
+    pthread_mutex_lock(&pump->lock);
+    int rc = 0;
+    while (!pump->ended && rc == 0)
+        rc = pthread_cond_timedwait(&pump->end, &pump->lock, &when);
+    bool ended = pump->ended;
+    pthread_mutex_unlock(&pump->lock);
+    if (!ended)
+        return -ETIMEDOUT;
+    pthread_join(pump->thread, NULL);
+    return (int64_t)pump->lost;
+}
+
+void pump_free(struct pump *pump)
+{
+    while (pump->n_spares)
+        slab_unmap(pump->spares[--pump->n_spares]);
+    free(pump->scratch);
+    int descriptors[] = {pump->epoll, pump->wake, pump->events};
+    for (int i = 0; i < 3; i++)
+        if (descriptors[i] >= 0)
+            close(descriptors[i]);
+    pthread_cond_destroy(&pump->end);
+    pthread_mutex_destroy(&pump->lock);
+    free(pump);
+}

@@ -1,1 +1,316 @@
-#include "native.h"
+/* A sink: the batch of bytes to be written, the state of the place they go to, and the
+ * streams that wait for it. What the place is, file.c and queue.c know.
+ *
+ * READY: bytes are gathered, and written when the batch is full, when they waited
+ * refresh_ms, or when a stream ended. BUSY (the place takes no more now): gathered until
+ * the batch is full. FAILED: nothing is read; the batch stays, and is tried again after
+ * a pause that doubles. A stream that has bytes while its sink takes none is parked: out
+ * of epoll, so that it costs nothing, and its writer waits in write(2). Nothing is lost.
+ *
+ * Everything that may change the state happens in sink_turn, at the end of a turn, but
+ * for a write of a full batch in the midst of it. */
+#include "pump.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static const int64_t backoff_first = 100 * MILLISECOND;
+static const int64_t backoff_most = 5000 * MILLISECOND;
+static const int64_t unpark_pause = 100 * MILLISECOND;
+
+int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const struct sink_kind *kind)
+{
+    sink->kind = kind;
+    sink->state = SINK_FAILED; /* until it is opened */
+    sink->backoff = backoff_first;
+    sink->deadline = NEVER;
+    sink->ended_last = &sink->ended;
+    int rc = target_list(&sink->target, pump, TARGET_SINK, id);
+    if (rc == 0)
+        target_ask(&sink->target, REQUEST_LOOK);
+    return rc;
+}
+
+void sink_schedule(struct sink *sink, int64_t when)
+{
+    struct pump *pump = sink->target.pump;
+    if (when < sink->deadline)
+        sink->deadline = when;
+    if (sink->deadline < pump->next_due)
+        pump->next_due = sink->deadline;
+    if (!sink->on_agenda) {
+        sink->on_agenda = true;
+        sink->next_due = pump->agenda;
+        pump->agenda = sink;
+    }
+}
+
+static void unschedule(struct sink *sink)
+{
+    if (!sink->on_agenda)
+        return;
+    struct sink **link = &sink->target.pump->agenda;
+    while (*link != sink)
+        link = &(*link)->next_due;
+    *link = sink->next_due;
+}
+
+/* ---- the batch ------------------------------------------------------------------- */
+
+bool sink_takes(const struct sink *sink)
+{
+    return sink->state != SINK_FAILED && sink_holds(sink) < BATCH_BYTES;
+}
+
+char *sink_room(struct sink *sink, size_t size)
+{
+    struct slab *slab = &sink->slab;
+    if (!slab->data && slab_take(sink->target.pump, slab) < 0)
+        return NULL;
+    if (slab->size - sink->end < size && sink->begin) {
+        memmove(slab->data, slab->data + sink->begin, sink_holds(sink));
+        sink->end -= sink->begin;
+        sink->begin = 0;
+    }
+    if (slab->size - sink->end < size) {
+        size_t wanted = slab->size;
+        while (wanted - sink->end < size)
+            wanted *= 2;
+        char *data = mremap(slab->data, slab->size, wanted, MREMAP_MAYMOVE);
+        if (data == MAP_FAILED)
+            return NULL;
+        *slab = (struct slab){data, wanted};
+    }
+    return slab->data + sink->end;
+}
+
+void sink_commit(struct sink *sink, const char *end)
+{
+    size_t length = (size_t)(end - sink->slab.data) - sink->end;
+    sink->end += length;
+    sink->appended += length;
+}
+
+static void release_batch(struct sink *sink)
+{
+    if (sink->slab.data)
+        slab_give(sink->target.pump, sink->slab, sink->end);
+    sink->slab = (struct slab){NULL, 0};
+    sink->begin = sink->end = 0;
+}
+
+/* ---- streams that wait ----------------------------------------------------------- */
+
+void sink_park(struct sink *sink, struct stream *stream)
+{
+    if (stream->state == STREAM_WATCHED)
+        pump_unwatch(sink->target.pump, stream->fd);
+    stream->state = STREAM_PARKED;
+    stream->next = sink->parked;
+    sink->parked = stream;
+}
+
+static void unpark(struct sink *sink)
+{
+    struct stream *stream = sink->parked;
+    sink->parked = NULL;
+    while (stream) {
+        struct stream *next = stream->next;
+        if (sink_takes(sink))
+            stream_resume(stream);
+        else
+            sink_park(sink, stream);
+        stream = next;
+    }
+    /* epoll_ctl had no memory for one: the sink itself will not tell again. */
+    if (sink->parked && sink_takes(sink))
+        sink_schedule(sink, sink->target.pump->now + unpark_pause);
+}
+
+void sink_stream_ended(struct sink *sink, struct stream *stream)
+{
+    stream->end_mark = sink->appended;
+    stream->next = NULL;
+    *sink->ended_last = stream;
+    sink->ended_last = &stream->next;
+    sink_schedule(sink, 0);
+}
+
+/* Tell of the ended streams whose last byte is written; their owner may free them. */
+static void tell_ended(struct sink *sink)
+{
+    uint32_t told = 0;
+    struct stream *stream;
+    while ((stream = sink->ended) && stream->end_mark <= sink->written) {
+        sink->ended = stream->next;
+        target_tell(&stream->target, PUMP_STREAM_EOF, stream->error, true);
+        told++;
+    }
+    if (!sink->ended)
+        sink->ended_last = &sink->ended;
+    if (!told)
+        return;
+    pthread_mutex_lock(&sink->target.pump->lock);
+    sink->streams -= told;
+    pthread_mutex_unlock(&sink->target.pump->lock);
+    if (sink->closing)
+        sink_schedule(sink, 0);
+}
+
+/* ---- state ----------------------------------------------------------------------- */
+
+void sink_fail(struct sink *sink, int error)
+{
+    if (sink->state != SINK_FAILED)
+        sink->backoff = backoff_first;
+    if (sink->state != SINK_FAILED || sink->error != error)
+        target_tell(&sink->target, PUMP_SINK_FAILED, error, false);
+    sink->state = SINK_FAILED;
+    sink->error = error;
+    sink_schedule(sink, sink->target.pump->now + sink->backoff);
+    sink->backoff = sink->backoff < backoff_most / 2 ? sink->backoff * 2 : backoff_most;
+}
+
+void sink_discard(struct sink *sink, int error)
+{
+    sink->state = SINK_DISCARDS;
+    target_tell(&sink->target, PUMP_SINK_FAILED, error, false);
+}
+
+void sink_flush(struct sink *sink)
+{
+    if (sink->state == SINK_FAILED)
+        return;
+    int rc = 0;
+    if (sink_holds(sink) && sink->state != SINK_DISCARDS)
+        rc = sink->kind->flush(sink);
+    if (sink->state == SINK_DISCARDS) {
+        sink->written = sink->appended;
+        sink->begin = sink->end;
+    }
+    if (rc == -EAGAIN) {
+        sink->state = SINK_BUSY;
+    } else if (rc < 0) {
+        sink_fail(sink, -rc);
+    } else {
+        if (sink->state == SINK_BUSY)
+            sink->state = SINK_READY;
+        release_batch(sink);
+    }
+    tell_ended(sink);
+}
+
+void sink_gathered(struct sink *sink)
+{
+    if (sink->state == SINK_BUSY)
+        return;
+    if (sink_holds(sink) >= BATCH_BYTES)
+        sink_flush(sink);
+    else
+        sink_schedule(sink, sink->target.pump->now + sink->refresh_ms * MILLISECOND);
+}
+
+/* Open it afresh and write what is held; it has recovered when both go well, so a full
+ * disk is not told of at every try. */
+static void retry(struct sink *sink)
+{
+    int error = sink->error;
+    int rc = sink->kind->open(sink);
+    if (rc == 0 && sink_holds(sink))
+        rc = sink->kind->flush(sink);
+    if (rc < 0 && rc != -EAGAIN) {
+        sink_fail(sink, -rc);
+        tell_ended(sink);
+        return;
+    }
+    if (sink->state == SINK_FAILED)
+        sink->state = SINK_READY;
+    sink->error = 0;
+    sink_flush(sink); /* the rest, if the place was busy; and what follows a flush */
+    if (error && (sink->state == SINK_READY || sink->state == SINK_BUSY))
+        target_tell(&sink->target, PUMP_SINK_RECOVERED, error, false);
+}
+
+static bool is_finished(struct sink *sink)
+{
+    pthread_mutex_lock(&sink->target.pump->lock);
+    uint32_t streams = sink->streams;
+    pthread_mutex_unlock(&sink->target.pump->lock);
+    return streams == 0 && sink_holds(sink) == 0;
+}
+
+static void finish(struct sink *sink)
+{
+    unschedule(sink);
+    release_batch(sink);
+    sink->kind->close(sink);
+    target_tell(&sink->target, PUMP_SINK_CLOSED, 0, true);
+}
+
+void sink_turn(struct sink *sink)
+{
+    if (sink->state == SINK_FAILED)
+        retry(sink);
+    else
+        sink_flush(sink);
+    if (sink->parked && sink_takes(sink))
+        unpark(sink);
+    if (sink->closing && is_finished(sink))
+        finish(sink);
+}
+
+static void reopen(struct sink *sink)
+{
+    sink_flush(sink);
+    if (sink->state == SINK_FAILED) {
+        sink_schedule(sink, 0);
+        return;
+    }
+    int rc = sink->kind->open(sink);
+    if (rc < 0)
+        sink_fail(sink, -rc);
+}
+
+void sink_serve(struct sink *sink, uint32_t requests)
+{
+    if (requests & REQUEST_SET)
+        sink->kind->set(sink);
+    if (requests & REQUEST_REOPEN)
+        reopen(sink);
+    if (requests & REQUEST_CLOSE)
+        sink->closing = true;
+    sink_schedule(sink, 0);
+}
+
+size_t sink_abandon(struct sink *sink)
+{
+    size_t lost = sink_holds(sink);
+    sink->written = sink->appended;
+    sink->begin = sink->end;
+    tell_ended(sink);
+    finish(sink);
+    return lost;
+}
+
+/* ---- from outside ---------------------------------------------------------------- */
+
+void sink_reopen(struct sink *sink)
+{
+    target_ask(&sink->target, REQUEST_REOPEN);
+}
+
+void sink_close(struct sink *sink)
+{
+    pthread_mutex_lock(&sink->target.pump->lock);
+    sink->refuses = true;
+    pthread_mutex_unlock(&sink->target.pump->lock);
+    target_ask(&sink->target, REQUEST_CLOSE);
+}
+
+void sink_free(struct sink *sink)
+{
+    sink->kind->free(sink);
+    free(sink);
+}

@@ -1,6 +1,6 @@
 """Print docs/lifecycle.md: the state diagram and table of a slot, from the machine itself.
 
-    python docs/lifecycle.py > docs/lifecycle.md
+    python -m docs.lifecycle > docs/lifecycle.md
 
 Each pair of the table is tried, with all that can make a difference to it, and what is
 printed is where it led. Nothing here knows a rule.

@@ -19,20 +19,22 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from sysup import config
-from sysup.config import WatcherSpec
-from sysup.process import OS, Launcher, Process
+from sysup.config import StreamSpec, WatcherSpec
+from sysup.process import MARKER, OS, Launch, Process, identity
 from sysup.protocol import SysupError
-from sysup.streams import Pump, Sink, Stream, open_sink
+from sysup.streams import Pump, Sink, Stream, StreamName, open_sink
 
-MARKER = "SYSUP_PROCESS"
-"""The variable in each child's environment by which its descendants are known."""
+log = logging.getLogger("sysup.body")
+
 TAIL = 2048
 """Bytes of the newest output that are remembered of each stream."""
 FIRST_LOOK = 0.01
@@ -40,6 +42,7 @@ FIRST_LOOK = 0.01
 LOOK_SHARE = 5
 """A look that took t seconds is not repeated within LOOK_SHARE * t."""
 OUTPUT_LINES = 10
+FD = {"stdout": 1, "stderr": 2}
 
 
 @dataclass
@@ -49,7 +52,6 @@ class Body:
     serial: int
     process: Process
     marker: str
-    scope: str
     streams: list[Stream]
     output: str = ""
     dead: bool = False
@@ -69,13 +71,159 @@ class Body:
         self.output = "\n".join(line for tail in tails for line in tail[-share:])
 
 
+@dataclass
+class Setting:
+    """What all moulds share: the system, the pump, and what the daemon hands to children."""
+
+    os: OS
+    pump: Pump
+    circus: bool = False
+    sockets: Mapping[str, int] = field(default_factory=dict)
+    socket_problems: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    null: int = field(default_factory=lambda: os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
+
+
 class Mould:
     """Makes the bodies of one watcher by one set of options.
 
-    What is the same for every process (identity, environment, sinks, limits) is worked
-    out once, at the first. Raises SysupError when something can't be: an unknown user, a
-    stream class that can't be loaded.
+    What is the same for every process (identity, environment, limits, sinks) is worked out
+    once, here, and anew by the next mould. Raises SysupError for what can't be had: an
+    unknown user, a stream class that can't be loaded.
+
+    Args:
+        on_read_out: told of a body when one of its pipes was read to the end.
+        on_sink: told why output can't be written, and None when it can again.
     """
+
+    _serials = itertools.count(1)
+    _nonce = secrets.token_hex(8)
+
+    def __init__(
+        self,
+        setting: Setting,
+        spec: WatcherSpec,
+        on_read_out: Callable[[Body], None],
+        on_sink: Callable[[str | None], None],
+    ) -> None:
+        self._setting = setting
+        self._spec = spec
+        self._on_read_out = on_read_out
+        self._on_sink = on_sink
+        self._sinks: dict[StreamName, Sink] = {}
+        self._launcher = setting.os.launcher(self._launch())
+        try:
+            self._open_sinks()
+        except SysupError:
+            self.close()
+            raise
+
+    @property
+    def problem(self) -> str:
+        """Why output can't be written at present; empty if it can."""
+        return "; ".join(sink.failure for sink in self._sinks.values() if sink.failure)
+
+    def close(self) -> None:
+        """Let go of the sinks; what is still being read into them is read to its end."""
+        for sink in self._sinks.values():
+            sink.close()
+        self._sinks.clear()
+
+    def make(self, wid: int) -> Body:
+        """Start a process with its pipes; raises SysupError with the reason when it can't be."""
+        setting, spec = self._setting, self._spec
+        serial = next(self._serials)
+        marker = f"{self._nonce}.{serial}"
+        pipes = {name: os.pipe2(os.O_CLOEXEC) for name in self._sinks}
+        try:
+            process = self._launcher.spawn(
+                argv=config.command(spec, wid, setting.sockets),
+                env={MARKER: marker},
+                fds={FD[name]: pipes[name][1] for name in pipes},
+            )
+        except SysupError:
+            for reading, _ in pipes.values():
+                os.close(reading)
+            raise
+        finally:
+            for _, writing in pipes.values():
+                os.close(writing)
+        body = Body(serial, process, marker, [])
+        for name, sink in self._sinks.items():
+            body.streams.append(
+                setting.pump.add(
+                    pipes[name][0],
+                    process.pid,
+                    sink,
+                    tail=TAIL,
+                    on_eof=lambda stream: self._on_read_out(body),
+                )
+            )
+        return body
+
+    def _launch(self) -> Launch:
+        """All that does not differ from process to process."""
+        spec, setting = self._spec, self._setting
+        who = identity(spec.uid, spec.gid, spec.groups)
+        return Launch(
+            argv=[],
+            file=spec.executable,
+            env=config.environment(
+                spec,
+                circus=setting.circus,
+                environ=setting.environ,
+                identity=config.Identity(who.name, who.home, who.shell),
+                sys_path=sys.path,
+            ),
+            search=setting.environ.get("PATH", os.defpath),
+            cwd=spec.working_dir,
+            fds=self._descriptors(),
+            uid=who.uid,
+            gid=who.gid,
+            groups=who.groups,
+            rlimits=tuple((r.name, r.soft, r.hard) for r in spec.rlimits),
+            umask=spec.umask,
+            nice=spec.nice,
+            oom_score_adj=spec.oom_score_adj,
+            cpus=spec.cpu_affinity,
+            no_new_privs=spec.no_new_privileges,
+            capabilities=spec.capabilities,
+        )
+
+    def _descriptors(self) -> dict[int, int]:
+        """What a child has open, but for its pipes: descriptor there, descriptor here."""
+        spec, setting = self._spec, self._setting
+        for name in used_sockets(spec, {*setting.sockets, *setting.socket_problems}):
+            if name in setting.socket_problems:
+                raise SysupError(setting.socket_problems[name])
+        passed = {*used_sockets(spec, setting.sockets)} - {spec.stdin_socket}
+        fds = {setting.sockets[name]: setting.sockets[name] for name in passed}
+        closed = {0: spec.close_child_stdin, 1: spec.close_child_stdout, 2: spec.close_child_stderr}
+        fds |= {fd: setting.null if shut else fd for fd, shut in closed.items()}
+        if spec.stdin_socket:
+            fds[0] = setting.sockets[spec.stdin_socket]
+        return fds
+
+    def _open_sinks(self) -> None:
+        spec = self._spec
+        outputs: tuple[tuple[StreamName, StreamSpec | None, bool], ...] = (
+            ("stdout", spec.stdout_stream, spec.close_child_stdout),
+            ("stderr", spec.stderr_stream, spec.close_child_stderr),
+        )
+        for name, stream, closed in outputs:
+            if not closed:
+                self._sinks[name] = open_sink(
+                    self._setting.pump, stream, name, lambda sink, reason: self._on_sink(reason)
+                )
+
+
+def used_sockets(spec: WatcherSpec, names: Collection[str]) -> list[str]:
+    """Which of the sockets the watcher's processes are to have."""
+    if spec.use_sockets:
+        return list(names)
+    args = spec.args if isinstance(spec.args, str) else " ".join(spec.args)
+    text = f"{spec.cmd} {args} {spec.shell_args or ''}".lower()
+    return [n for n in names if f".sockets.{n})" in text or n == spec.stdin_socket]
 
 
 class Remains:
@@ -99,20 +247,27 @@ class Remains:
         self._bodies: dict[int, Body] = {}
         self._look: asyncio.TimerHandle | None = None
         self._not_before = 0.0
+        self._empty: asyncio.Future[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._bodies)
+    async def cleared(self) -> None:
+        """Wait until nothing is left of anybody."""
+        while self._bodies:
+            self._empty = self._loop.create_future()
+            await self._empty
 
-    def clear(self, body: Body, on_released: Callable[[int], None]) -> None:
-        """Begin with a body whose process has ended; `on_released(serial)` when it is gone."""
+    def clear(self, body: Body, scope: str, on_released: Callable[[int], None]) -> None:
+        """Begin with a body whose process has ended; `on_released(serial)` when it is gone.
+
+        `scope` is the watcher's `stop_scope`: how much of the tree goes with the process.
+        """
         body.dead = True
         body.on_released = on_released
         self._bodies[body.serial] = body
-        if body.scope == "main":
+        if scope == "main":
             body.tree_empty = True
         else:
-            self._os.signal_group(body.process.pid, signal.SIGKILL)
-            body.tree_empty = body.scope == "group"
+            self._kill(self._os.signal_group, body.process.pid, signal.SIGKILL)
+            body.tree_empty = scope == "group"
         if not body.tree_empty:
             self._plan_look(FIRST_LOOK)
         self._loop.call_soon(self.check, body)
@@ -122,7 +277,7 @@ class Remains:
         for stream in body.streams:
             if not stream.ended:
                 stream.close()
-        self._bodies.pop(body.serial, None)
+        self._bury(body)
 
     def check(self, body: Body) -> None:
         """Something of the body may have ended: tell those who wait for it."""
@@ -131,9 +286,24 @@ class Remains:
             waiting, body.on_output = body.on_output, []
             for tell in waiting:
                 tell(body.output)
-        gone = body.dead and body.tree_empty and body.read_out
-        if gone and self._bodies.pop(body.serial, None) and body.on_released:
-            body.on_released(body.serial)
+        if body.dead and body.tree_empty and body.read_out:
+            self._bury(body)
+            if body.on_released:
+                release, body.on_released = body.on_released, None
+                release(body.serial)
+
+    def _bury(self, body: Body) -> None:
+        self._bodies.pop(body.serial, None)
+        if not self._bodies and self._empty is not None and not self._empty.done():
+            self._empty.set_result(None)
+
+    def _kill(self, how: Callable[..., bool], *args: int) -> None:
+        """What may not be killed (it became another user) is told, and waited for no longer
+        than for pipes that stay open."""
+        try:
+            how(*args)
+        except SysupError as error:
+            log.error("%s", error)
 
     def _plan_look(self, delay: float) -> None:
         if self._look is None:
@@ -149,7 +319,7 @@ class Remains:
         for body in searched:
             pids = left.get(body.process.pid, set())
             for pid in pids:
-                self._os.kill(pid)
+                self._kill(self._os.kill, pid)
             body.tree_empty = not pids
             self.check(body)
         self._os.reap_strangers(self._mains())

@@ -8,28 +8,24 @@ sysup differs.
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import re
-import signal
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 from sysup import __version__, config
+from sysup.config import Role
 from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.watcher import Watcher
 
-T = TypeVar("T")
+RANK = {Role.READ: 1, Role.OPERATE: 2, Role.ADMIN: 3}
+"""Each role includes those of lower rank."""
 
 
-class Role(IntEnum):
-    """What a client may do; each includes those before it."""
-
-    READ = 1
-    OPERATE = 2
-    ADMIN = 3
+Reply: TypeAlias = Mapping[str, Any]
 
 
 class App(Protocol):
@@ -37,20 +33,17 @@ class App(Protocol):
 
     watchers: dict[str, Watcher]
 
-    def add(self, spec: config.WatcherSpec) -> Watcher: ...
+    def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher: ...
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     async def start_all(self) -> None: ...
     async def stop_all(self) -> None: ...
-    async def reload_config(self) -> Mapping[str, Any]: ...
+    def reload_config(self) -> Coroutine[Any, Any, Reply]: ...
     def quit(self) -> None: ...
     async def ended(self) -> None: ...
     def options(self) -> Mapping[str, Any]: ...
     def sockets(self) -> list[Mapping[str, Any]]: ...
-    def own_stats(self) -> Mapping[str, Any]: ...
-    def stats(self, watchers: list[Watcher], extended: bool) -> dict[str, dict[str, Any]]: ...
-
-
-Reply: TypeAlias = Mapping[str, Any]
+    def own_stats(self) -> Any: ...
+    def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -70,24 +63,27 @@ class Properties:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
-    def _get(self, key: str, kind: type[T] | tuple[type[T], ...], word: str) -> T:
+    def _get(self, key: str, kinds: tuple[type, ...], word: str) -> Any:
         if key not in self:
             raise MessageError(f"message invalid '{key}' is missing")
         value = self._values[key]
-        wrong_bool = isinstance(value, bool) and kind is not bool
-        if wrong_bool or not isinstance(value, kind):
+        if isinstance(value, bool) or not isinstance(value, kinds):
             raise MessageError(f"message invalid '{key}' isn't {word}")
         return value
 
+    def anything(self, key: str) -> Any:
+        """Whatever it is; None if it is not there."""
+        return self._values.get(key)
+
     def text(self, key: str) -> str:
         """A string."""
-        return self._get(key, str, "a string")
+        return str(self._get(key, (str,), "a string"))
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number."""
         if default is not None and key not in self:
             return default
-        return self._get(key, int, "a whole number")
+        return int(self._get(key, (int,), "a whole number"))
 
     def seconds(self, key: str) -> float | None:
         """A time; circusctl sends text. None if it is not there."""
@@ -112,20 +108,23 @@ class Properties:
 
     def strings(self, key: str) -> list[str]:
         """A list of strings."""
-        values = self._get(key, list, "a list")
+        values: list[Any] = self._get(key, (list,), "a list")
         if not all(isinstance(value, str) for value in values):
             raise MessageError(f"message invalid '{key}' isn't a list of strings")
         return values
 
     def mapping(self, key: str) -> Mapping[str, Any]:
         """An object; empty if it is not there."""
-        return self._get(key, dict, "an object") if key in self else {}
+        if key not in self:
+            return {}
+        values: dict[str, Any] = self._get(key, (dict,), "an object")
+        return values
 
     def signum(self, key: str) -> int:
         """A signal by number or by name, with or without SIG."""
         value = self._get(key, (int, str), "a signal")
         try:
-            return int(signal.Signals(config.signum(str(value))))
+            return config.signal_number(str(value))
         except ValueError:
             raise MessageError(f"message invalid '{key}' isn't a signal: {value}") from None
 
@@ -175,11 +174,10 @@ def run(app: App, request: Request, role: Role) -> Reply | Later:
     entry = COMMANDS.get(request.command)
     if entry is None:
         raise UnknownCommand(f"unknown command: '{request.command}'")
-    if role < entry.role:
-        needed = entry.role.name.lower()
+    if RANK[role] < RANK[entry.role]:
         raise AccessDenied(
-            f"permission denied: {request.command} needs the role '{needed}', this endpoint has "
-            f"'{role.name.lower()}'; use the ipc endpoint, or set tcp_plain_role"
+            f"permission denied: {request.command} needs the role '{entry.role}', this endpoint "
+            f"has '{role}'; use the ipc endpoint, or set tcp_plain_role"
         )
     return entry.run(app, Properties(request.properties))
 
@@ -216,8 +214,6 @@ async def one_or_many(
     watchers: list[Watcher], act: Callable[[Watcher], Coroutine[Any, Any, Any]]
 ) -> Reply:
     """Do the same to several watchers at once; one alone tells its `info`."""
-    import asyncio
-
     results = await asyncio.gather(*(act(w) for w in watchers), return_exceptions=True)
     failed = [r for r in results if isinstance(r, BaseException)]
     if failed and len(watchers) == 1:
@@ -310,9 +306,9 @@ def listsockets(app: App, p: Properties) -> Reply:
 def stats(app: App, p: Properties) -> Reply:
     """Processor time and memory of processes."""
     if "name" not in p:
-        return {"infos": app.stats(list(app.watchers.values()), extended=False)}
+        return {"infos": app.stats(list(app.watchers.values()))}
     watcher = find(app, p.text("name"))
-    infos = app.stats([watcher], p.flag("extended"))[watcher.name]
+    infos = app.stats([watcher])[watcher.name]
     pid = p.pid("process")
     if pid is None:
         return {"name": p.text("name"), "info": infos}
@@ -338,7 +334,7 @@ def commands(app: App, p: Properties) -> Reply:
     """What can be asked, with the role it takes."""
     return {
         "commands": {
-            name: {"role": entry.role.name.lower(), "help": entry.help}
+            name: {"role": str(entry.role), "help": entry.help}
             for name, entry in sorted(COMMANDS.items())
         }
     }
@@ -457,17 +453,15 @@ def kill(app: App, p: Properties) -> Later:
 def set_(app: App, p: Properties) -> Later:
     """Change options of a watcher."""
     watcher, values = find(app, p.text("name")), p.mapping("options")
-    spec = watcher.spec
-    for key, value in values.items():
-        spec = config.with_option(spec, key, value)  # a bad one is told before the reply
-    return Later(_then(watcher.set(values), lambda impacts: {"impacts": impacts}))
+    config.with_options(watcher.spec, values)  # what is wrong is told before the reply
+    return Later(_then(watcher.set_options(values), lambda impacts: {"impacts": impacts}))
 
 
 @command(Role.ADMIN)
 def add(app: App, p: Properties) -> Reply | Later:
     """Make a new watcher."""
-    args: Any = "" if "args" not in p else p._values["args"]
-    watcher = app.add(config.add(p.text("name"), p.text("cmd"), args, p.mapping("options")))
+    options = p.mapping("options")
+    watcher = app.add(p.text("name"), p.text("cmd"), p.anything("args"), options)
     if p.flag("start"):
         return Later(_then(watcher.start(), lambda info: info))
     return {}
@@ -483,7 +477,7 @@ def rm(app: App, p: Properties) -> Later:
 @command(Role.ADMIN)
 def reloadconfig(app: App, p: Properties) -> Later:
     """Read the config files again and do what the difference asks for."""
-    return Later(app.reload_config())  # type: ignore[arg-type]
+    return Later(app.reload_config())
 
 
 @command(Role.ADMIN)

@@ -24,7 +24,8 @@ from typing import Any
 import zmq
 
 from sysup import commands, protocol
-from sysup.commands import App, Later, Role
+from sysup.commands import App, Later
+from sysup.config import Role
 from sysup.protocol import Errno, Request, SysupError
 
 log = logging.getLogger("sysup.control")
@@ -77,7 +78,7 @@ class Control:
             router.close(0)
             raise
         self._routers[router] = role
-        self._loop.add_reader(router.getsockopt(zmq.FD), self._read, router)
+        self._loop.add_reader(router.fileno(), self._read, router)
         self._loop.call_soon(self._read, router)
         self.endpoints.append(endpoint)
 
@@ -90,7 +91,7 @@ class Control:
         for task in self._tasks:
             task.cancel()
         for router in self._routers:
-            self._loop.remove_reader(router.getsockopt(zmq.FD))
+            self._loop.remove_reader(router.fileno())
             router.close()
         self._events.close()
         self._context.term()
@@ -117,9 +118,8 @@ class Control:
 
     def _take(self, router: zmq.Socket[bytes], frames: list[bytes]) -> None:
         """One message: [peer, JSON], or [peer, empty, JSON] from a REQ socket."""
-        *route, data = frames
-        if len(route) == 2 and route[1] != b"":
-            route = route[:1]
+        route = frames[:2] if frames[1] == b"" and len(frames) > 2 else frames[:1]
+        data = b"".join(frames[len(route) :])
         try:
             request = protocol.decode_request(data)
         except SysupError as error:

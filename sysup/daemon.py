@@ -7,26 +7,22 @@ loop and no call in it waits; the pump has a thread of its own in C.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import glob
 import grp
 import logging
 import os
 import random
-import secrets
 import signal
-import socket
 import stat
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from sysup import config, protocol
-from sysup.commands import Role
-from sysup.config import Config, ConfigError, Impact, SocketSpec, WatcherSpec
+from sysup.config import Changes, Config, ConfigError, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
-from sysup.machine import Want
 from sysup.process import OS, become_subreaper, raise_nofile
 from sysup.protocol import MessageError, SysupError
 from sysup.sockets import Sockets
@@ -40,9 +36,15 @@ BIND_AGAIN = 5.0
 """Seconds until an endpoint that is taken is tried again."""
 REAP_WITHIN = 0.1
 """Seconds until strangers are reaped after a SIGCHLD; many of them are reaped at once."""
-FLUSH = 2000
-"""Milliseconds that the pump has for its last bytes."""
+PATIENT = 1.0
+"""Seconds after which a second signal to end is impatience; before, it is the same one, sent
+both to the process and to its group."""
+FLUSH = 2.0
+"""Seconds that the pump has for its last bytes."""
 GROUP = "sysup"
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+LIVE_OPTIONS = frozenset({"check_delay", "warmup_delay", "include", "include_dir"})
+"""Options of the daemon itself that a reload of the config takes over."""
 LEVELS = {
     "spawn": logging.DEBUG,
     "ready": logging.DEBUG,
@@ -91,6 +93,7 @@ class Daemon:
         self.watchers: dict[str, Watcher] = {}
         self.exit_status = 0
         self._quitting = False
+        self._told_at = 0.0
         self._ended = asyncio.Event()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
@@ -104,8 +107,7 @@ class Daemon:
         self._control = Control(loop, self, wall)
         self._sockets = Sockets()
         self._board = Board(loop, self._os, self._pump, self._publish, wall, random.random)
-        self._board.nonce = secrets.token_hex(8)
-        self._board.circus = loaded.circus
+        self._board.setting.circus = loaded.circus
         self._board.on_give_up = self._give_up
 
     # ---- life ----------------------------------------------------------------------------
@@ -129,11 +131,12 @@ class Daemon:
 
     def quit(self, exit_status: int | None = None) -> None:
         """Stop everything and end; called once more, don't wait for anybody."""
+        now = self.loop.time()
         if self._quitting:
-            log.warning("told to end twice: killing what is left")
-            for body in list(self._board.bodies.values()):
-                self._os.signal_group(body.process.pid, signal.SIGKILL)
+            if now - self._told_at >= PATIENT:
+                self._kill_all()
             return
+        self._told_at = now
         self._quitting = True
         if exit_status is not None:
             self.exit_status = exit_status
@@ -142,14 +145,18 @@ class Daemon:
             job.cancel()
         self.loop.create_task(self._stop_and_end())
 
+    def _kill_all(self) -> None:
+        log.warning("told to end once more: killing what is left")
+        for body in list(self._board.bodies.values()):
+            self._os.signal_group(body.process.pid, signal.SIGKILL)
+
     async def ended(self) -> None:
         """Wait until all processes are gone."""
         await self._ended.wait()
 
     async def _stop_and_end(self) -> None:
         await self.stop_all()
-        while len(self._board.remains):
-            await asyncio.sleep(0.005)
+        await self._board.remains.cleared()
         self._ended.set()
 
     async def _shut_down(self) -> None:
@@ -158,17 +165,20 @@ class Daemon:
             watcher.close()
         self._os.kill_strangers()
         self.loop.remove_reader(self._pump.fileno())
-        self._pump.stop(FLUSH)
+        if lost := self._pump.stop(FLUSH):
+            log.error("%d bytes of output could not be written", lost)
         self._control.close()
         self._sockets.close()
         self._lock.close()
+        # The loop gives its signals back when it closes: from here they have nothing to end.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
 
     def _give_up(self, exit_code: int | None) -> None:
         """A watcher with `on_give_up = exit` gave up: end with its code."""
         code = 1 if exit_code is None else exit_code if exit_code >= 0 else 128 - exit_code
         self.quit(code or 1)
 
-    def _job(self, work: Any) -> None:
+    def _job(self, work: Coroutine[Any, Any, Any]) -> None:
         task = self.loop.create_task(work)
         self._jobs.add(task)
         task.add_done_callback(self._job_done)
@@ -179,7 +189,7 @@ class Daemon:
             log.error("%s", error, exc_info=None if isinstance(error, SysupError) else error)
 
     def _watch_signals(self) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        for signum in ENDING:
             self.loop.add_signal_handler(signum, self.quit)
         self.loop.add_signal_handler(signal.SIGHUP, lambda: self._job(self.reload_config()))
         self.loop.add_signal_handler(signal.SIGUSR1, self._pump.reopen)
@@ -228,23 +238,23 @@ class Daemon:
             self._control.serve(endpoint, Role.ADMIN)
             return
         plain = self.config.daemon.tcp_plain_role
-        role = Role[plain.upper()] if plain else Role.READ
+        role = plain or Role.READ
         self._control.serve(endpoint, role)
         log.warning(
             "%s is plain TCP: whoever can connect to it has the role '%s'%s",
             endpoint,
-            role.name.lower(),
+            role,
             "" if plain else "; set tcp_plain_role = admin to command over it",
         )
 
-    def _bind(self, endpoint: str, bind: Any) -> None:
+    def _bind(self, endpoint: str, bind: Callable[[str], None]) -> None:
         try:
             bind(endpoint)
         except SysupError as error:
             log.error("%s; trying again every %g s, the app runs on", error, BIND_AGAIN)
             self.loop.call_later(BIND_AGAIN, self._bind_again, endpoint, bind)
 
-    def _bind_again(self, endpoint: str, bind: Any) -> None:
+    def _bind_again(self, endpoint: str, bind: Callable[[str], None]) -> None:
         if self._quitting:
             return
         try:
@@ -255,14 +265,29 @@ class Daemon:
         else:
             log.info("bound %s at last", endpoint)
 
-    def _open_sockets(self, specs: Any) -> None:
+    def _open_sockets(self, specs: Iterable[SocketSpec]) -> None:
         for spec in specs:
             try:
                 self._sockets.open(spec)
             except SysupError as error:
                 log.error("%s", error)
-        self._board.sockets = self._sockets.fds()
-        self._board.socket_problems = self._sockets.problems
+        self._board.setting.sockets = self._sockets.fds()
+        self._board.setting.socket_problems = self._sockets.problems
+
+    def _tell_changes(self, changes: Changes) -> None:
+        parts = [
+            f"{word} {', '.join(names)}"
+            for word, names in (
+                ("added", changes.added),
+                ("removed", changes.removed),
+                ("changed", tuple(changes.changed)),
+            )
+            if names
+        ]
+        log.info("config reloaded: %s", "; ".join(parts) or "nothing differs")
+        if changes.daemon - LIVE_OPTIONS:
+            later = ", ".join(sorted(changes.daemon - LIVE_OPTIONS))
+            log.warning("changed, but taken over only by a restart of sysupd: %s", later)
 
     # ---- what the commands need ----------------------------------------------------------
 
@@ -277,8 +302,12 @@ class Daemon:
         self.watchers[spec.name.lower()] = watcher
         return watcher
 
-    def add(self, spec: WatcherSpec) -> Watcher:
-        """Make a watcher at run time, stopped. Raises MessageError if the name is taken."""
+    def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher:
+        """Make a watcher at run time, stopped.
+
+        Raises MessageError for a name that is taken or options that are wrong.
+        """
+        spec = config.add(name, cmd, args, options, flapping=self.config.flapping)
         if spec.name.lower() in self.watchers:
             raise MessageError(f"program {spec.name} already exists")
         watcher = self._adopt(spec)
@@ -298,7 +327,7 @@ class Daemon:
     async def start_all(self) -> None:
         """Start what is to be started by itself: high priority first."""
         pause = self.config.daemon.warmup_delay
-        started = []
+        started: list[asyncio.Task[Any]] = []
         for watcher in self._by_priority():
             if not watcher.spec.autostart:
                 continue
@@ -343,14 +372,18 @@ class Daemon:
         fresh = [self.watchers[name.lower()] for name in changes.added]
         starts = [w.start() for w in fresh if w.spec.autostart]
         await asyncio.gather(*starts, return_exceptions=True)
-        log.info("config reloaded: %s", changes)
-        return changes.as_dict()
+        self._tell_changes(changes)
+        return {
+            "added": list(changes.added),
+            "removed": list(changes.removed),
+            "changed": {name: sorted(options) for name, options in changes.changed.items()},
+        }
 
-    def _change_sockets(self, changes: Any, new: Config) -> None:
-        for name in changes.sockets_removed | changes.sockets_changed:
+    def _change_sockets(self, changes: Changes, new: Config) -> None:
+        sockets = changes.sockets
+        for name in (*sockets.removed, *sockets.changed):
             self._sockets.close_one(name)
-        wanted = changes.sockets_added | changes.sockets_changed
-        self._open_sockets(new.sockets[name] for name in sorted(wanted))
+        self._open_sockets(new.sockets[name] for name in (*sockets.added, *sockets.changed))
 
     def options(self) -> Mapping[str, Any]:
         """Circus's five global options, and where this daemon is."""
@@ -368,11 +401,11 @@ class Daemon:
         """The listening sockets, by descriptor."""
         return self._sockets.describe()
 
-    def own_stats(self) -> Mapping[str, Any]:
+    def own_stats(self) -> Any:
         """Figures of the daemon itself."""
         return self._stats.info(os.getpid(), wall())
 
-    def stats(self, watchers: list[Watcher], extended: bool) -> dict[str, dict[str, Any]]:
+    def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
         """Figures of the watchers' processes, by watcher and pid."""
         bodies = {w.name: w.bodies for w in watchers}
         pids = [body.process.pid for found in bodies.values() for _, body in found]
@@ -404,10 +437,8 @@ def runtime_directory(loaded: Config) -> str:
     group, _ = socket_access()
     try:
         os.makedirs(base, mode=0o755, exist_ok=True)
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
         found = os.lstat(path)
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
             raise SysupError(f"cannot use {path}: it is not a directory of this user")

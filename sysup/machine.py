@@ -410,7 +410,8 @@ class Lifecycle:
     def _died(self, event: Exited, now: float) -> tuple[State, list[Action]]:
         """An end that nobody commanded, as far as is known."""
         self._note_exit(event)
-        state, actions = State.DONE, [Publish("done", self._facts())]
+        state = State.DONE
+        actions: list[Action] = [Publish("done", self._facts())]
         if restarts(self.spec, event.status):
             if is_commanded(event.status, self.expected):
                 state, actions = self._spawn(event, now)

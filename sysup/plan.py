@@ -116,12 +116,18 @@ def plan(goal: Goal, slots: Iterable[Slot], now: float) -> Plan:
     if launches and now < goal.not_before:
         return Plan(steps, min(again_at or goal.not_before, goal.not_before))
     wids = _free_wids(slots)
-    steps += [Launch(next(wids)) for _ in range(min(launches, 1) if goal.one_by_one else launches)]
+    if goal.one_by_one:
+        launches = min(launches, 1)
+    steps += [Launch(next(wids)) for _ in range(launches)]
     return Plan(steps, again_at)
 
 
 def _wid(slot: Slot) -> int:
     return slot.wid
+
+
+def _age(slot: Slot) -> float:
+    return -slot.life.started
 
 
 def _split_spent(slots: Iterable[Slot]) -> tuple[list[Slot], list[Slot]]:
@@ -136,12 +142,22 @@ def _split_spent(slots: Iterable[Slot]) -> tuple[list[Slot], list[Slot]]:
 
 
 def _retire(goal: Goal, current: list[Slot], old: list[Slot], now: float) -> list[Slot]:
-    """Which slots of older generations can go now: what serves nobody, and what is spare."""
+    """Which slots of older generations can go now: what serves nobody, and what is spare.
+
+    Unproven ones go first, the youngest of them first, and only proven ones make a proven
+    one spare: a process that is up just now, between two crashes, is no reason to stop one
+    that works.
+    """
     useless = [s for s in old if s.life.state in NOT_SERVING]
     serving = [s for s in old if s.life.state not in NOT_SERVING]
+    strong = [s for s in serving if s.life.proven(now)]
+    weak = sorted((s for s in serving if not s.life.proven(now)), key=_age)
+    least = goal.numprocesses - goal.rollout.max_unavailable
     proven = sum(s.life.proven(now) for s in current)
-    spare = proven + len(serving) - (goal.numprocesses - goal.rollout.max_unavailable)
-    return useless + serving[: max(0, spare)]
+    spare = max(0, proven + len(serving) - least)
+    weak = weak[:spare]
+    spare_strong = max(0, min(spare - len(weak), proven + len(strong) - least))
+    return useless + weak + strong[:spare_strong]
 
 
 def _proof_due(current: list[Slot], now: float) -> float | None:

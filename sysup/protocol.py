@@ -7,7 +7,7 @@ A request is one JSON object in one frame, sent by a DEALER to the daemon's ROUT
 and so is its reply, with the request's `id`:
 
     {"status": "ok", "time": 1795456264.35, "numprocesses": 4, "id": "75dd85c7"}
-    {"status": "error", "reason": "program nope not found", "tb": null, "errno": 3, "time": ..., "id": ...}
+    {"status": "error", "reason": "program nope not found", "tb": null, "errno": 3, ...}
 
 An event is two frames from a PUB socket: the topic `watcher.NAME.EVENT` and a JSON object.
 Pure: no socket is opened here, and the time is an argument.
@@ -27,6 +27,24 @@ MAX_MESSAGE = 1 << 20
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
 """Names of the sockets in an app's runtime directory."""
+
+SYSTEM_BASE = "/run/sysup"
+"""Where the runtime directories of root's apps are."""
+
+
+def runtime_base(uid: int, environ: Mapping[str, str]) -> str:
+    """The directory that holds the runtime directories of a user's apps, one for each app.
+
+    `SYSUP_RUNTIME_DIR` overrides it. In /tmp anybody may have made it: who uses it checks
+    that its owner is `uid`.
+    """
+    override = environ.get("SYSUP_RUNTIME_DIR")
+    if override:
+        return override
+    if uid == 0:
+        return SYSTEM_BASE
+    of_session = environ.get("XDG_RUNTIME_DIR")
+    return f"{of_session}/sysup" if of_session else f"/tmp/sysup-{uid}"
 
 
 class Errno(IntEnum):

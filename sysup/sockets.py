@@ -77,7 +77,7 @@ def bind(spec: SocketSpec) -> socket.socket:
     try:
         sock.setblocking(spec.blocking)
         if spec.path:
-            bind_path(sock, spec)
+            bind_path(sock, spec, spec.path)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             info = socket.getaddrinfo(spec.host, spec.port, family, kind, proto, socket.AI_PASSIVE)
@@ -90,13 +90,13 @@ def bind(spec: SocketSpec) -> socket.socket:
     return sock
 
 
-def bind_path(sock: socket.socket, spec: SocketSpec) -> None:
+def bind_path(sock: socket.socket, spec: SocketSpec, path: str) -> None:
     """Bind to a path of the file system; `replace` takes a stale one's place."""
     if spec.replace:
-        unlink_socket(spec.path)
+        unlink_socket(path)
     before = os.umask(0o117 if spec.umask is None else spec.umask)
     try:
-        sock.bind(spec.path)
+        sock.bind(path)
     finally:
         os.umask(before)
 

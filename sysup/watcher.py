@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sysup import config
-from sysup.body import Body, Mould, Remains
+from sysup.body import Body, Mould, Remains, Setting
 from sysup.config import Impact, WatcherSpec
 from sysup.machine import (
     Abandon,
@@ -87,13 +87,10 @@ class Board:
     ) -> None:
         self.loop = loop
         self.os = os
-        self.pump = pump
         self.publish = publish
         self.wall = wall
         self.rand = rand
-        self.circus = False
-        self.sockets: Mapping[str, int] = {}
-        self.socket_problems: Mapping[str, str] = {}
+        self.setting = Setting(os, pump)
         self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
         self.bodies: dict[int, Body] = {}
         """By pid: the processes that live in slots."""
@@ -149,10 +146,11 @@ class Watcher:
         self.want = Want.DOWN
         self.problem = ""
         self._generation = 1
+        self._specs = {1: spec}
+        self._moulds: dict[int, Mould] = {}
         self._rollout = Rollout(surge=0, max_unavailable=spec.numprocesses)
         self._not_before = 0.0
         self._history = History() if spec.flapping.scope == "watcher" else None
-        self._mould: Mould | None = None
         self._waiters: list[Waiter] = []
         self._turn = asyncio.Lock()
         self._stops = 0
@@ -258,16 +256,14 @@ class Watcher:
             await self._rest_if_up(self._is_up)
             return self.spec.numprocesses
 
-    async def set(self, options: Mapping[str, Any]) -> dict[str, str]:
+    async def set_options(self, options: Mapping[str, Any]) -> dict[str, str]:
         """Change options; returns how each took effect.
 
         Raises MessageError for an unknown option or a value of the wrong type; then none
         of them is changed.
         """
         async with self._turn:
-            spec = self.spec
-            for key, value in options.items():
-                spec = config.with_option(spec, key, value)
+            spec = config.with_options(self.spec, options)
             impacts = {key: config.impact(key) for key in options}
             self.apply(spec, set(impacts.values()))
             for _ in options:
@@ -278,11 +274,12 @@ class Watcher:
 
     def apply(self, spec: WatcherSpec, impacts: Collection[Impact]) -> None:
         """Take new options over; the processes follow as each change needs."""
+        if Impact.RELOAD in impacts:
+            self._next_generation(sequential=False)
         self._replace_spec(spec)
         if Impact.LIMITS in impacts:
             self._limit_running()
-        if Impact.RELOAD in impacts:
-            self._next_generation(sequential=False)
+            self._break_moulds()
         self.board.wake(self)
 
     async def kill(
@@ -329,13 +326,13 @@ class Watcher:
     def check_age(self) -> None:
         """Begin to replace processes that are older than `max_age` allows."""
         now = self.board.loop.time()
-        for place, body in self.bodies:
+        for place, _ in self.bodies:
             if place.max_age and now - place.life.started > place.max_age:
                 self._handle(place, Recycle())
 
     def close(self) -> None:
         """The watcher is removed: let go of what it holds open."""
-        self._break_mould()
+        self._break_moulds()
         for handle in (self._again, *(p.timer for p in self.places.values())):
             if handle is not None:
                 handle.cancel()
@@ -405,6 +402,8 @@ class Watcher:
         place = self.places.pop(wid)
         if place.timer is not None:
             place.timer.cancel()
+        if place.generation != self._generation:
+            self._drop_generation(place.generation)
 
     def _handle(self, place: Place, event: Event) -> None:
         """Feed a machine, do what it asks, and set its timer."""
@@ -431,7 +430,10 @@ class Watcher:
                 self._signal(place, signal.SIGKILL)
             case Clear() if place.body is not None:
                 body = place.body
-                self.board.remains.clear(body, lambda serial: self._handle(place, Released(serial)))
+                scope = place.life.spec.stop_scope
+                self.board.remains.clear(
+                    body, scope, lambda serial: self._handle(place, Released(serial))
+                )
             case Abandon() if place.body is not None:
                 self.board.remains.abandon(place.body)
             case Publish(event, fields) if "reason" in fields:
@@ -445,14 +447,13 @@ class Watcher:
     def _spawn(self, place: Place) -> None:
         board = self.board
         try:
-            if self._mould is None:
-                self._mould = Mould(board, self.spec)
-            body = self._mould.make(place.wid)
+            body = self._mould(place.generation).make(place.wid)
         except SysupError as error:
             place.body = None
             self._handle(place, SpawnFailed(str(error)))
             return
         place.body = body
+        place.life.spec = self.spec
         place.max_age = self._draw_max_age()
         board.bodies[body.process.pid] = body
         board.loop.add_reader(body.process.pidfd, self._on_exit, place, body)
@@ -473,8 +474,14 @@ class Watcher:
         body = place.body
         if body is None:
             return
-        os, scope = self.board.os, place.life.spec.stop_scope
         self._publish("kill", process_pid=body.process.pid, wid=place.wid, signum=signum)
+        try:
+            self._send(place, body, signum)
+        except SysupError as error:
+            self._publish("kill_failed", process_pid=body.process.pid, reason=str(error))
+
+    def _send(self, place: Place, body: Body, signum: int) -> None:
+        os, scope = self.board.os, place.life.spec.stop_scope
         if place.life.spec.stop_children and signum != signal.SIGKILL:
             os.signal_children(body.process, signum, recursive=False)
         if scope == "group" or (scope == "tree" and signum == signal.SIGKILL):
@@ -482,9 +489,16 @@ class Watcher:
         os.signal(body.process, signum)
 
     def _limit_running(self) -> None:
+        """Change the limits of what runs. Raises SysupError with all that can't be."""
+        failed = []
         for _, body in self.bodies:
             for limit in self.spec.rlimits:
-                self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+                try:
+                    self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+                except SysupError as error:
+                    failed.append(str(error))
+        if failed:
+            raise SysupError("; ".join(failed))
 
     def _draw_max_age(self) -> float:
         """Drawn once for each process, so lifetimes spread over the whole variance."""
@@ -492,11 +506,35 @@ class Watcher:
             return 0.0
         return self.spec.max_age + self.spec.max_age_variance * self.board.rand()
 
-    def _break_mould(self) -> None:
+    def _mould(self, generation: int) -> Mould:
+        """What makes the processes of a generation: an old one keeps its own options."""
+        mould = self._moulds.get(generation)
+        if mould is None:
+            board = self.board
+            spec = self._specs[generation]
+            mould = Mould(board.setting, spec, board.remains.check, self._on_sink)
+            self._moulds[generation] = mould
+        return mould
+
+    def _on_sink(self, reason: str | None) -> None:
+        """Output can't be written, or can again."""
+        if reason is None:
+            self._publish("sink_recovered")
+        else:
+            self._publish("sink_failed", reason=reason)
+
+    def _break_moulds(self) -> None:
         """Later processes are made from the options as they are then."""
-        if self._mould is not None:
-            self._mould.close()
-            self._mould = None
+        moulds, self._moulds = self._moulds, {}
+        for mould in moulds.values():
+            mould.close()
+
+    def _drop_generation(self, generation: int) -> None:
+        """Forget an old generation with its last slot."""
+        if all(place.generation != generation for place in self.places.values()):
+            self._specs.pop(generation, None)
+            if mould := self._moulds.pop(generation, None):
+                mould.close()
 
     # ---- at rest -------------------------------------------------------------------------
 
@@ -565,12 +603,12 @@ class Watcher:
     def _next_generation(self, sequential: bool) -> None:
         number = self.spec.numprocesses
         self._generation += 1
-        self._break_mould()
+        self._specs[self._generation] = self.spec
         self._rollout = Rollout(0, 1) if sequential else Rollout(number, 0)
         self.board.wake(self)
 
     def _replace_spec(self, spec: WatcherSpec) -> None:
-        self.spec = spec
+        self.spec = self._specs[self._generation] = spec
         for place in self.places.values():
             place.life.spec = spec
 
@@ -627,7 +665,7 @@ class Watcher:
             "uptime": min(uptimes, default=None),
             "retry_in": min(retries, default=None),
             "reason": reasons[0] if reasons else None,
-            "problem": (self._mould.problem if self._mould else "") or None,
+            "problem": "; ".join(m.problem for m in self._moulds.values() if m.problem) or None,
             "processes": processes,
         }
 

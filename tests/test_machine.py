@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from docs import lifecycle
 from sysup.config import FlappingSpec, Restart, StopStage, WatcherSpec
 from sysup.machine import (
     EVENTS,
@@ -74,6 +76,12 @@ class Bench:
         self.give(Timeout())
         return waited
 
+    def state(self) -> State:
+        return self.life.state
+
+    def last(self) -> Action:
+        return self.actions[-1]
+
     def published(self) -> list[str]:
         return [a.event for a in self.actions if isinstance(a, Publish)]
 
@@ -101,21 +109,26 @@ def test_the_table_has_a_rule_for_each_event_it_may_meet() -> None:
         bench.give(Spawned(1))
 
 
+def test_the_page_is_what_the_machine_does() -> None:
+    committed = (Path(__file__).parents[1] / "docs" / "lifecycle.md").read_text()
+    assert committed == lifecycle.page(), "run: python -m docs.lifecycle > docs/lifecycle.md"
+
+
 # ---- life --------------------------------------------------------------------------------
 
 
 def test_a_slot_starts_and_is_running_as_soon_as_it_is_spawned() -> None:
     bench = up()
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
     assert bench.life.deadline is None
     assert bench.life.alive
 
 
 def test_ready_after_an_uptime() -> None:
     bench = up(replace(SPEC, ready="uptime:5"))
-    assert bench.life.state is State.STARTING
+    assert bench.state() is State.STARTING
     assert bench.wait() == 5.0
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
 
 
 def test_start_when_running_does_nothing() -> None:
@@ -128,12 +141,12 @@ def test_a_stop_signals_waits_kills_and_ends_when_all_is_gone() -> None:
     bench = up()
     assert bench.give(Stop()) == [Signal(15)]
     assert bench.wait() == SPEC.graceful_timeout
-    assert bench.actions[-1] == Kill()
+    assert bench.last() == Kill()
     bench.exit(-9)
-    assert bench.actions[-1] == Clear()
-    assert bench.life.state is State.STOPPING
+    assert bench.last() == Clear()
+    assert bench.state() is State.STOPPING
     bench.give(Released(1))
-    assert bench.life.state is State.STOPPED
+    assert bench.state() is State.STOPPED
 
 
 def test_stop_signals_in_stages() -> None:
@@ -141,11 +154,11 @@ def test_stop_signals_in_stages() -> None:
     bench = up(replace(SPEC, stop_signal=stages))
     assert bench.give(Stop()) == [Signal(3)]
     assert bench.wait() == 30.0
-    assert bench.actions[-1] == Signal(15)
+    assert bench.last() == Signal(15)
     assert bench.wait() == 5.0
-    assert bench.actions[-1] == Kill()
+    assert bench.last() == Kill()
     assert bench.wait() == KILL_AGAIN
-    assert bench.actions[-1] == Kill()
+    assert bench.last() == Kill()
 
 
 def test_a_stop_is_over_though_somebody_holds_the_pipe() -> None:
@@ -153,8 +166,8 @@ def test_a_stop_is_over_though_somebody_holds_the_pipe() -> None:
     bench.give(Stop())
     bench.exit(0)
     assert bench.wait() == SPEC.drain_timeout
-    assert bench.actions[-1] == Abandon()
-    assert bench.life.state is State.STOPPED
+    assert bench.last() == Abandon()
+    assert bench.state() is State.STOPPED
 
 
 def test_a_start_during_a_stop_starts_again_when_the_stop_is_over() -> None:
@@ -163,7 +176,7 @@ def test_a_start_during_a_stop_starts_again_when_the_stop_is_over() -> None:
     bench.give(Start())
     bench.exit(0)
     bench.give(Released(1))
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
     assert bench.life.serial == 2
 
 
@@ -173,7 +186,7 @@ def test_a_second_stop_takes_the_start_back() -> None:
         bench.give(event)
     bench.exit(0)
     bench.give(Released(1))
-    assert bench.life.state is State.STOPPED
+    assert bench.state() is State.STOPPED
 
 
 def test_recycle_ends_and_starts_and_counts_nothing() -> None:
@@ -181,7 +194,7 @@ def test_recycle_ends_and_starts_and_counts_nothing() -> None:
     assert bench.give(Recycle()) == [Signal(15)]
     bench.exit(1)
     bench.give(Released(1))
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
     assert bench.life.failures == 0
     assert not bench.life.history.deaths
 
@@ -192,18 +205,18 @@ def test_late_events_of_an_earlier_process_are_dropped() -> None:
     assert bench.life.serial == 2
     assert bench.give(Exited(1, 1)) == []
     assert bench.give(Released(1)) == []
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
     assert not bench.life.released
 
 
 def test_stop_while_waiting_is_over_once_the_dead_is_cleared_away() -> None:
     bench = up(flapping(attempts=1))
     bench.exit(1)
-    assert bench.life.state is State.FLAPPING
+    assert bench.state() is State.FLAPPING
     bench.give(Stop())
-    assert bench.life.state is State.STOPPING
+    assert bench.state() is State.STOPPING
     bench.give(Released(1))
-    assert bench.life.state is State.STOPPED
+    assert bench.state() is State.STOPPED
 
 
 # ---- restart policy ----------------------------------------------------------------------
@@ -238,19 +251,19 @@ def test_success_codes_and_restart_prevent() -> None:
 def test_done_is_the_end() -> None:
     bench = up(replace(SPEC, restart=Restart.NEVER))
     bench.exit(3)
-    assert bench.life.state is State.DONE
+    assert bench.state() is State.DONE
     assert bench.published()[-1] == "done"
     assert bench.life.deadline is None
     bench.give(Start())
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
 
 
 def test_the_first_death_after_a_stable_run_is_answered_at_once() -> None:
     bench = up()
     bench.exit(1, after=60.0)
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
     bench.exit(1, after=60.0)
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
 
 
 def test_further_deaths_wait_longer_and_longer_and_a_stable_run_forgives() -> None:
@@ -258,11 +271,11 @@ def test_further_deaths_wait_longer_and_longer_and_a_stable_run_forgives() -> No
     waited = []
     for _ in range(10):
         bench.exit(1, after=2.0)
-        if bench.life.state is State.BACKOFF:
+        if bench.state() is State.BACKOFF:
             waited.append(bench.wait())
     assert waited == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
     bench.exit(1, after=SPEC.stable_after)
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
 
 
 def test_commanded_exits_never_count() -> None:
@@ -270,7 +283,7 @@ def test_commanded_exits_never_count() -> None:
     for _ in range(5):
         bench.give(Signalled(bench.life.serial, 9))
         bench.exit(-9)
-        assert bench.life.state is State.RUNNING
+        assert bench.state() is State.RUNNING
     assert bench.life.failures == 0
 
 
@@ -297,9 +310,9 @@ def test_what_a_command_explains(status: int | None, sent: set[int], commanded: 
 def test_a_command_that_dies_at_once_flaps_retries_and_is_given_up() -> None:
     bench = up()
     waits = []
-    while bench.life.state is not State.FAILED:
+    while bench.state() is not State.FAILED:
         bench.exit(1, after=0.01)
-        if bench.life.state is State.FLAPPING:
+        if bench.state() is State.FLAPPING:
             waits.append(round(bench.wait(), 6))
     assert waits == [7.0, 14.0, 28.0, 56.0, 112.0]
     assert [e for e in bench.published() if e != "ready"] == ["flapping"] * 5 + ["gave_up"]
@@ -312,10 +325,10 @@ def test_a_missing_program_goes_the_same_way_without_a_busy_loop() -> None:
     bench.spawn_error = "cannot execute nosuch: no such file or directory"
     bench.give(Start())
     assert bench.actions.count(Spawn()) == 2
-    assert bench.life.state is State.FLAPPING
-    while bench.life.state is State.FLAPPING:
+    assert bench.state() is State.FLAPPING
+    while bench.state() is State.FLAPPING:
         bench.wait()
-    assert bench.life.state is State.FAILED
+    assert bench.state() is State.FAILED
     assert bench.actions.count(Spawn()) == 7
     assert bench.life.reason == bench.spawn_error
 
@@ -324,7 +337,7 @@ def test_deaths_outside_the_window_are_no_crash_loop() -> None:
     bench = up()
     bench.exit(1, after=1.5)
     bench.exit(1, after=1.5)
-    assert bench.life.state is State.BACKOFF
+    assert bench.state() is State.BACKOFF
 
 
 @pytest.mark.parametrize("attempts", [3, 4, 8])
@@ -332,19 +345,19 @@ def test_back_off_does_not_hide_a_crash_loop(attempts: int) -> None:
     bench = up(flapping(attempts=attempts))
     for _ in range(attempts):
         bench.exit(1, after=0.01)
-        if bench.life.state is State.BACKOFF:
+        if bench.state() is State.BACKOFF:
             bench.wait()
-    assert bench.life.state is State.FLAPPING
+    assert bench.state() is State.FLAPPING
 
 
 def test_a_try_that_lives_longer_than_the_window_is_out_of_the_loop() -> None:
     bench = up()
     bench.exit(1, after=0.1)
     bench.exit(1, after=0.1)
-    assert bench.life.state is State.FLAPPING
+    assert bench.state() is State.FLAPPING
     bench.wait()
     bench.exit(1, after=5.0)
-    assert bench.life.state is State.BACKOFF
+    assert bench.state() is State.BACKOFF
 
 
 def test_a_stable_run_forgives_the_tries() -> None:
@@ -355,23 +368,23 @@ def test_a_stable_run_forgives_the_tries() -> None:
     assert bench.life.history.tries == 1
     bench.exit(1, after=60.0)
     assert bench.life.history.tries == 0
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
 
 
 def test_no_retry_at_all() -> None:
     bench = up(flapping(max_retry=0))
     bench.exit(1)
     bench.exit(1)
-    assert bench.life.state is State.FAILED
+    assert bench.state() is State.FAILED
 
 
 def test_retry_for_ever_stays_bounded() -> None:
     bench = up(flapping(max_retry=-1))
     for _ in range(200):
         bench.exit(1)
-        if bench.life.state is State.FLAPPING:
+        if bench.state() is State.FLAPPING:
             assert bench.wait() <= 300.0 + 1e-6
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
 
 
 def test_max_retry_of_the_watcher_stands_in() -> None:
@@ -380,14 +393,14 @@ def test_max_retry_of_the_watcher_stands_in() -> None:
     bench.exit(1)
     bench.wait()
     bench.exit(1)
-    assert bench.life.state is State.FAILED
+    assert bench.state() is State.FAILED
 
 
 def test_switched_off_it_only_backs_off() -> None:
     bench = up(flapping(active=False))
     for _ in range(50):
         bench.exit(1)
-        if bench.life.state is State.BACKOFF:
+        if bench.state() is State.BACKOFF:
             bench.wait()
     assert "flapping" not in bench.published()
 
@@ -397,7 +410,7 @@ def test_a_command_ends_flapping_and_clears_the_record() -> None:
     bench.exit(1)
     bench.exit(1)
     bench.give(Start())
-    assert bench.life.state is State.RUNNING
+    assert bench.state() is State.RUNNING
     assert bench.life.history == History()
 
 
@@ -414,9 +427,9 @@ def test_slots_may_share_their_history() -> None:
     for bench in (one, two):
         bench.give(Start(afresh=False))
     one.exit(1)
-    assert one.life.state is State.RUNNING
+    assert one.state() is State.RUNNING
     two.exit(1)
-    assert two.life.state is State.FLAPPING
+    assert two.state() is State.FLAPPING
 
 
 # ---- words -------------------------------------------------------------------------------

@@ -100,6 +100,11 @@ def test_a_new_generation_that_fails_leaves_the_old_one_running() -> None:
     assert plan(goal(2, 2), slots, NOW).steps == []
 
 
+def test_one_that_is_up_between_two_crashes_is_no_reason_to_stop_one_that_works() -> None:
+    slots = [running(1), running(2), running(3, 2, NOW), running(4, 2, NOW)]
+    assert plan(goal(2, 3), slots, NOW).steps[:2] == [Send(3, Stop()), Send(4, Stop())]
+
+
 def test_old_ones_that_serve_nobody_go_at_once() -> None:
     slots = [failing(1), running(2)]
     assert plan(goal(2, 2), slots, NOW).steps[0] == Send(1, Stop())

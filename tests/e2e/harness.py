@@ -26,6 +26,8 @@ import zmq
 from sysup import protocol
 
 HERE = Path(__file__).parent
+PROGRAMS = Path(sys.executable).parent
+"""Where sysupd and sysupctl are."""
 PATIENCE = 20.0
 """Seconds after which what was waited for is taken not to come."""
 
@@ -150,7 +152,7 @@ class Daemon:
         self.file = directory / f"{app}.ini"
         self.file.write_text(ini)
         self.log_file = directory / f"{app}.log"
-        binaries = [str(HERE / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
+        binaries = [str(HERE / "bin"), str(PROGRAMS), os.environ["PATH"]]
         self.env = {
             **os.environ,
             "PATH": ":".join(binaries),
@@ -158,10 +160,11 @@ class Daemon:
             **(env or {}),
         }
         self._zmq = zmq.Context()
+        self._sockets: list[zmq.Socket[bytes]] = []
         self._requests = self._connect(zmq.DEALER, protocol.CONTROL_SOCKET)
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                ["sysupd", str(self.file)],
+                [str(PROGRAMS / "sysupd"), str(self.file)],
                 cwd=directory,
                 env=self.env,
                 stdin=subprocess.DEVNULL,
@@ -183,7 +186,9 @@ class Daemon:
             if self.process.poll() is None:
                 self.stop()
         finally:
-            self._zmq.destroy(linger=0)
+            for socket in self._sockets:
+                socket.close()
+            self._zmq.term()
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
@@ -200,7 +205,7 @@ class Daemon:
     def ctl(self, *args: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run `sysupctl -a APP ARGS`, whatever its exit status."""
         return subprocess.run(
-            ["sysupctl", "-a", self.app, *args],
+            [str(PROGRAMS / "sysupctl"), "-a", self.app, *args],
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -278,4 +283,5 @@ class Daemon:
         socket.rcvhwm = 0
         socket.reconnect_ivl = 5
         socket.connect(f"ipc://{self.runtime / name}")
+        self._sockets.append(socket)
         return socket

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import Daemon, until
+from tests.e2e.harness import PROGRAMS, Daemon, until
 
 GOOD = "\n[watcher:good]\ncmd = sleep 1000\n"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run sysupd to its end."""
+    command = [PROGRAMS / "sysupd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20)
 
 
 def trouble(daemon: Daemon, name: str) -> dict[str, Any]:
@@ -64,8 +71,8 @@ def test_what_cannot_run_says_why(sysupd: Start, options: str, words: list[str])
 def test_a_wrong_config_is_refused_whole(tmp_path: Path, ini: str, words: list[str]) -> None:
     file = tmp_path / "app.ini"
     file.write_text(ini + GOOD)
-    for arguments in (["--check", str(file)], [str(file)]):
-        ended = subprocess.run(["sysupd", *arguments], capture_output=True, text=True, timeout=20)
+    for arguments in (("--check", file), (file,)):
+        ended = run(*arguments)
         assert ended.returncode == 78
         assert all(word in ended.stderr for word in words), ended.stderr
         assert str(file) in ended.stderr
@@ -74,14 +81,14 @@ def test_a_wrong_config_is_refused_whole(tmp_path: Path, ini: str, words: list[s
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
     file = tmp_path / "app.ini"
     file.write_text("[watcher:a]\ncmd = true\nnumprocesses = x\npriority = y\n[watcher:b]\n")
-    ended = subprocess.run(["sysupd", "--check", file], capture_output=True, text=True, timeout=20)
+    ended = run("--check", file)
     assert len(ended.stderr.splitlines()) == 3
 
 
 def test_a_good_config_is_told_to_be_good(tmp_path: Path) -> None:
     file = tmp_path / "app.ini"
     file.write_text(GOOD)
-    ended = subprocess.run(["sysupd", "--check", file], capture_output=True, text=True, timeout=20)
+    ended = run("--check", file)
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
@@ -89,15 +96,13 @@ def test_an_include_that_may_not_be_read(tmp_path: Path) -> None:
     (tmp_path / "more.ini").mkdir()
     file = tmp_path / "app.ini"
     file.write_text("[sysup]\ninclude = more.ini\n" + GOOD)
-    ended = subprocess.run(["sysupd", "--check", file], capture_output=True, text=True, timeout=20)
+    ended = run("--check", file)
     assert ended.returncode == 78
     assert "more.ini" in ended.stderr
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        ["sysupd", tmp_path / "no.ini"], capture_output=True, text=True, timeout=20
-    )
+    ended = run(tmp_path / "no.ini")
     assert ended.returncode == 78
     assert "no.ini" in ended.stderr
 
@@ -134,7 +139,7 @@ def test_a_log_directory_that_is_missing_holds_the_output_back(
 ) -> None:
     daemon = sysupd(
         "[watcher:w]\ncmd = sh -c 'echo first; exec sleep 1000'\n"
-        f"stdout_stream.class = FileStream\nstdout_stream.filename = {tmp_path}/no/dir/w.log\n{GOOD}"
+        f"stdout_stream.filename = {tmp_path}/no/dir/w.log\n{GOOD}"
     )
     problem = until(
         lambda: daemon.call("status", name="w")["watchers"]["w"]["problem"], "the problem is told"
@@ -199,9 +204,7 @@ def test_a_daemon_that_keeps_the_pipe_open(sysupd: Start, scope: str) -> None:
 
 def test_garbage_on_the_control_socket(sysupd: Start) -> None:
     daemon = sysupd(GOOD)
-    import zmq
-
-    peer = zmq.Context.instance().socket(zmq.DEALER)
+    peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     peer.linger = 0
     peer.connect(f"ipc://{daemon.runtime}/control")
     for frames in (

@@ -1,0 +1,443 @@
+"""The blocking client: finds an app's sockets, asks its daemon, listens to its events.
+
+ZeroMQ connects in the background and for ever, so by itself a client can't tell a daemon
+that isn't there from one that thinks. Two things make it know at once:
+
+- Before the first request a plain socket connects to the endpoint and is closed again.
+  What connect(2) says (ENOENT, ECONNREFUSED, EACCES) is the reason a person reads; the
+  daemon sees a connection that ends before its greeting, which libzmq drops by itself.
+- A monitor socket (zmq_socket_monitor(3)) tells when the connection is lost while a
+  reply is waited for: the daemon ended, and the reply will never come.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import zmq
+
+from sysup import protocol
+from sysup.protocol import Errno, Request, SysupError
+
+TIMEOUT = 5.0
+"""Seconds until a call gives up, unless told otherwise."""
+LINGER = 1000
+"""Milliseconds that a request without reply may take to leave."""
+ENDPOINT_VARIABLES = ("SYSUPCTL_ENDPOINT", "CIRCUSCTL_ENDPOINT")
+
+
+class CallError(SysupError):
+    """A call failed: the text says why, `errno` is the daemon's number for it.
+
+    `reply` is what the daemon answered, empty when there was no answer.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        errno: Errno = Errno.NOT_SPECIFIED,
+        reply: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.errno = errno
+        self.reply = reply or {}
+
+
+class Unreachable(CallError):
+    """There is no daemon to be reached; nothing was asked of it."""
+
+
+class ConnectionLost(CallError):
+    """The daemon ended, or cut the connection, before it replied."""
+
+
+class TimedOut(CallError):
+    """No reply came in time; the daemon may still do what was asked."""
+
+
+# ---- where the daemon is -----------------------------------------------------------------
+
+
+def find_endpoint(
+    app: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    uid: int | None = None,
+) -> str:
+    """The control endpoint of an app.
+
+    Without `app`, the endpoint in SYSUPCTL_ENDPOINT or CIRCUSCTL_ENDPOINT, else that of
+    the one app which is running.
+
+    Args:
+        app: its name.
+        environ: instead of the process's environment.
+        uid: the user whose apps come first, instead of the process's.
+    Raises:
+        Unreachable: the app isn't running, or none is, or several are, or they can't be
+            reached; says where was looked, and why not.
+    """
+    environ = os.environ if environ is None else environ
+    uid = os.geteuid() if uid is None else uid
+    if app is None:
+        for variable in ENDPOINT_VARIABLES:
+            if environ.get(variable):
+                return environ[variable]
+    bases = _bases(uid, environ)
+    sockets = _control_sockets(bases)
+    return _only_one(sockets, bases) if app is None else _of_app(app, sockets, bases)
+
+
+def apps(environ: Mapping[str, str] | None = None, uid: int | None = None) -> list[str]:
+    """The names of the apps that have a control socket, running or not, sorted."""
+    uid = os.geteuid() if uid is None else uid
+    bases = _bases(uid, os.environ if environ is None else environ)
+    return sorted({name for name, _ in _control_sockets(bases)})
+
+
+def _bases(uid: int, environ: Mapping[str, str]) -> list[str]:
+    """The user's own base, then the system's; an override stands alone."""
+    own = protocol.runtime_base(uid, environ)
+    if environ.get("SYSUP_RUNTIME_DIR"):
+        return [own]
+    bases = dict.fromkeys([own, protocol.SYSTEM_BASE])
+    return [base for base in bases if not _is_foreign(base, uid)]
+
+
+def _is_foreign(base: str, uid: int) -> bool:
+    """Whether a stranger made it, as anybody may in /tmp, to have us talk to his sockets."""
+    try:
+        return os.stat(base).st_uid not in (0, uid)
+    except OSError:
+        return False
+
+
+def _control_sockets(bases: list[str]) -> list[tuple[str, str]]:
+    """(app, path of its control socket), as they are found; stale ones, too."""
+    found = []
+    for base in bases:
+        try:
+            names = sorted(os.listdir(base))
+        except OSError:
+            continue
+        paths = ((name, os.path.join(base, name, protocol.CONTROL_SOCKET)) for name in names)
+        found += [(name, path) for name, path in paths if _may_be_there(path)]
+    return found
+
+
+def _may_be_there(path: str) -> bool:
+    """Whether the socket exists, or its directory hides it from us."""
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
+def _of_app(app: str, sockets: list[tuple[str, str]], bases: list[str]) -> str:
+    for name, path in sockets:
+        if name == app:
+            return f"ipc://{path}"
+    others = ", ".join(sorted({name for name, _ in sockets}))
+    known = f"; there is {others}" if others else ""
+    raise Unreachable(f"{app} is not running (looked in {', '.join(bases)}{known})")
+
+
+def _only_one(sockets: list[tuple[str, str]], bases: list[str]) -> str:
+    live: dict[str, str] = {}
+    denied = None
+    for name, path in sockets:
+        try:
+            probe(f"ipc://{path}")
+        except Unreachable as error:
+            denied = error if error.errno is Errno.ACCESS_DENIED else denied
+        else:
+            live.setdefault(name, f"ipc://{path}")
+    if len(live) > 1:
+        raise Unreachable(f"several apps are running: {', '.join(sorted(live))}; name one (-a APP)")
+    for endpoint in live.values():
+        return endpoint
+    raise denied or Unreachable(f"no sysupd is running (looked in {', '.join(bases)})")
+
+
+def probe(endpoint: str, timeout: float = TIMEOUT) -> None:
+    """Raise Unreachable, with the reason, when nobody listens at an endpoint.
+
+    Endpoints of other kinds than `ipc://PATH` and `tcp://HOST:PORT` are taken on trust.
+    """
+    scheme, _, where = endpoint.partition("://")
+    try:
+        if not where:
+            raise ValueError("not an endpoint; write ipc://PATH or tcp://HOST:PORT")
+        if scheme == "ipc":
+            _connect_unix(where, timeout)
+        elif scheme == "tcp" and ";" not in where:
+            host, _, port = where.rpartition(":")
+            socket.create_connection((host.strip("[]"), int(port)), timeout).close()
+    except (OSError, ValueError) as error:
+        raise Unreachable(f"cannot reach {endpoint}: {_reason(error)}") from None
+
+
+def _connect_unix(path: str, timeout: float) -> None:
+    with socket.socket(socket.AF_UNIX) as plain:
+        plain.settimeout(timeout)
+        try:
+            plain.connect("\0" + path[1:] if path.startswith("@") else path)
+        except BlockingIOError:
+            pass  # the listener's queue is full (EAGAIN, unix(7)): it is there, and busy
+        except PermissionError:
+            raise Unreachable(_permission_text(path), Errno.ACCESS_DENIED) from None
+
+
+def _reason(error: Exception) -> str:
+    match error:
+        case OSError(errno=errno.ENOENT):
+            return "there is no such socket; is sysupd running?"
+        case OSError(errno=errno.ECONNREFUSED):
+            return "connection refused; is sysupd running?"
+        case OSError(strerror=str(text)):
+            return text[:1].lower() + text[1:]
+        case _:
+            return str(error)
+
+
+def _permission_text(path: str) -> str:
+    """Who may use a socket, and what to do to be one of them."""
+    import grp
+    import pwd
+
+    denied, found = path, None
+    while found is None:
+        try:
+            found = os.stat(denied)
+        except PermissionError:  # the mode of a directory above it stands in the way
+            denied = os.path.dirname(denied)
+    try:
+        owner = pwd.getpwuid(found.st_uid).pw_name
+    except KeyError:
+        owner = str(found.st_uid)
+    try:
+        group = grp.getgrgid(found.st_gid).gr_name
+    except KeyError:
+        group = str(found.st_gid)
+    mode = stat.S_IMODE(found.st_mode)
+    joining = f"join group {group} or " if mode & stat.S_IRWXG and found.st_gid else ""
+    return f"permission denied: {denied} is {owner}:{group} {mode:04o}; {joining}use sudo"
+
+
+# ---- asking ------------------------------------------------------------------------------
+
+
+class Client:
+    """A connection to one daemon, for one thread.
+
+    Args:
+        target: an endpoint (`ipc://PATH`, `tcp://HOST:PORT`) or the name of an app; by
+            default the one that `find_endpoint` finds.
+        timeout: seconds that a call waits for its reply, None: for ever. May be changed
+            between calls.
+        context: the ZeroMQ context to use; by default the process's own.
+    Raises:
+        Unreachable: when no daemon is there.
+    """
+
+    def __init__(
+        self,
+        target: str | None = None,
+        timeout: float | None = TIMEOUT,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        endpoint = target if target and "://" in target else find_endpoint(target)
+        probe(endpoint, TIMEOUT if timeout is None else timeout)
+        self.endpoint = endpoint
+        self.timeout = timeout
+        self._context = context or zmq.Context.instance()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(self._monitor, zmq.POLLIN)
+        self._socket.connect(endpoint)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<sysup.client.Client {self.endpoint}>"
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close()
+
+    def call(self, command: str, /, **properties: Any) -> dict[str, Any]:
+        """Ask the daemon to run a command, and return its reply.
+
+        Args:
+            command: its name, as `stop`.
+            properties: what the command takes, as `name="web", waiting=True`.
+        Raises:
+            CallError: the daemon refused, or the command failed.
+            TimedOut: no reply came within `timeout`.
+            ConnectionLost: the daemon ended before it replied.
+        """
+        self._forget_the_past()
+        request = Request(command, properties, id=os.urandom(8).hex())
+        self._socket.send(protocol.encode_request(request))
+        reply = self._reply_to(request)
+        # `status NAME` puts the watcher's state in the place of the reply's own status
+        if reply.get("status") == "error" and "reason" in reply:
+            raise CallError(str(reply["reason"]), _errno(reply.get("errno")), reply)
+        return reply
+
+    def cast(self, command: str, /, **properties: Any) -> None:
+        """Tell the daemon to run a command; whether it did is not told."""
+        self._socket.setsockopt(zmq.LINGER, LINGER)
+        self._socket.send(protocol.encode_request(Request(command, properties, cast=True)))
+
+    def subscribe(self, topics: Iterable[str] = ("",)) -> Subscription:
+        """Listen to the daemon's events; see `Subscription`. Raises as `call` does."""
+        return Subscription(self.events_endpoint(), topics, self._context)
+
+    def events_endpoint(self) -> str:
+        """Where the daemon publishes; it is asked if its socket isn't beside the control socket."""
+        if self.endpoint.startswith("ipc://"):
+            path = self.endpoint.removeprefix("ipc://")
+            beside = os.path.join(os.path.dirname(path), protocol.EVENTS_SOCKET)
+            if os.path.basename(path) == protocol.CONTROL_SOCKET and os.path.exists(beside):
+                return f"ipc://{beside}"
+        endpoint = str(self.call("globaloptions")["options"]["pubsub_endpoint"])
+        if self.endpoint.startswith("tcp://"):
+            host = self.endpoint.removeprefix("tcp://").rpartition(":")[0]
+            for anywhere in ("tcp://0.0.0.0:", "tcp://*:"):
+                endpoint = endpoint.replace(anywhere, f"tcp://{host}:")
+        return endpoint
+
+    def _forget_the_past(self) -> None:
+        """Drop what the monitor told of connections that ended between two calls."""
+        while self._monitor.poll(0):
+            self._monitor.recv_multipart()
+
+    def _reply_to(self, request: Request) -> dict[str, Any]:
+        until = None if self.timeout is None else time.monotonic() + self.timeout
+        while True:
+            left = None if until is None else max(0, int((until - time.monotonic()) * 1000))
+            ready = dict(self._poller.poll(left))
+            if self._socket in ready:
+                reply = _decode(self._socket.recv_multipart()[-1])
+                if reply.get("id") == request.id or _is_stray_refusal(reply):
+                    return reply
+            elif self._monitor in ready:
+                self._monitor.recv_multipart()
+                raise ConnectionLost("connection lost: sysupd ended before it replied")
+            else:
+                raise TimedOut(
+                    f"timed out after {self.timeout:g} s: no reply to {request.command} "
+                    f"from {self.endpoint}"
+                )
+
+
+def _decode(frame: bytes) -> dict[str, Any]:
+    """A reply; empty, so nobody's, if it is not a JSON object."""
+    try:
+        reply = json.loads(frame)
+    except ValueError:
+        return {}
+    return reply if isinstance(reply, dict) else {}
+
+
+def _is_stray_refusal(reply: Mapping[str, Any]) -> bool:
+    """Whether it refuses a request that the daemon could not even read the `id` of."""
+    return reply.get("status") == "error" and reply.get("id") is None
+
+
+def _errno(number: Any) -> Errno:
+    try:
+        return Errno(number)
+    except ValueError:
+        return Errno.NOT_SPECIFIED
+
+
+# ---- listening ---------------------------------------------------------------------------
+
+
+class Subscription:
+    """Events, as an iterator of (topic, payload) which ends never.
+
+    What is published before the daemon has seen the subscription, some milliseconds after
+    this object is made, is not received; nor is what happens while the daemon restarts,
+    after which the connection comes back by itself.
+
+    Args:
+        endpoint: where the daemon publishes.
+        topics: beginnings of the topics wanted, as `watcher.web.`; "" is all.
+        context: the ZeroMQ context to use; by default the process's own.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        topics: Iterable[str] = ("",),
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        self.endpoint = endpoint
+        self._socket = (context or zmq.Context.instance()).socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        for topic in topics:
+            self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
+        self._socket.connect(endpoint)
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        where: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Subscription:
+        return self
+
+    def __next__(self) -> tuple[str, Any]:
+        while True:
+            event = self.receive(None)
+            if event is not None:
+                return event
+
+    def receive(self, timeout: float | None) -> tuple[str, Any] | None:
+        """The next event; None when none comes within `timeout` seconds (None: for ever).
+
+        Raises SysupError for a message of another shape; listening can go on.
+        """
+        if not self._socket.poll(None if timeout is None else int(timeout * 1000)):
+            return None
+        try:
+            topic, payload = self._socket.recv_multipart()
+            return topic.decode("utf-8", "replace"), json.loads(payload)
+        except ValueError as error:
+            raise SysupError(f"cannot read an event of {self.endpoint}: {error}") from None
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._socket.close()

@@ -1,0 +1,169 @@
+"""What options mean together: rules that no single option can check.
+
+They hold for a file and for the wire alike, so a broken rule is a Fault, and each caller turns
+it into its own kind of complaint.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from sysup.config.declare import Option
+from sysup.config.ini import Level
+from sysup.config.kinds import NotYet, nearest
+from sysup.config.specs import (
+    FAMILIES,
+    LATER_STREAMS,
+    STREAM_FIELDS,
+    STREAMS,
+    TEXT,
+    WATCHER_OPTIONS,
+    StreamSpec,
+    WatcherSpec,
+)
+
+V = TypeVar("V")
+
+_CLASS = Option("class", TEXT, "", "the class")
+_STREAM_OPTIONS = tuple(dict.fromkeys(name for options in STREAMS.values() for name in options))
+_SOCKET = re.compile(r"\$\((?:circus|sysup)\.sockets\.([\w.-]+)\)", re.IGNORECASE)
+_NOT_FREE = frozenset(("flapping", "backoff", *STREAM_FIELDS, "hooks", "check"))
+"""Beginnings of dotted names that are all declared here; others are anybody's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """A broken rule; `option` is the one to look at, empty for the section as a whole."""
+
+    option: str
+    message: str
+    level: Level = Level.ERROR
+
+
+def fault(option: str, error: ValueError) -> Fault:
+    """The fault of an option whose value could not be read."""
+    return Fault(option, str(error), Level.STRICT if isinstance(error, NotYet) else Level.ERROR)
+
+
+def is_free(name: str) -> bool:
+    """Whether an unknown option's name shows that it is meant for a hook or plugin."""
+    head, dot, _ = name.partition(".")
+    return bool(dot) and head not in _NOT_FREE
+
+
+@cache
+def unknown(name: str) -> str:
+    """What to say of an option that no watcher has."""
+    if name == "env":
+        return "unknown option (variables have sections of their own: [env], [env:NAME])"
+    names = [*WATCHER_OPTIONS, *(f"{f.prefix}{n}" for f in FAMILIES for n in f.names)]
+    for field in STREAM_FIELDS:
+        names += [f"{field}.{option}" for option in ("class", *_STREAM_OPTIONS)]
+    return f"unknown option{nearest(name, names)}"
+
+
+def read_stream(
+    field: str, given: Mapping[str, V], read: Callable[[Option, V], Any]
+) -> tuple[StreamSpec | None, list[Fault]]:
+    """The stream that the options after `field.` describe.
+
+    `read` gives the value of one of them, or raises ValueError. No stream is returned when
+    there is a fault that keeps it from working.
+    """
+    faults: list[Fault] = []
+
+    def value(option: Option, name: str) -> Any:
+        try:
+            return read(option, given[name])
+        except ValueError as error:
+            faults.append(fault(f"{field}.{name}", error))
+            return option.default
+
+    cls = value(_CLASS, "class") if "class" in given else ""
+    cls = cls or ("FileStream" if "filename" in given else "")
+    rest = [name for name in given if name != "class"]
+    if "." in cls:
+        free = {name: value(Option(name, TEXT, "", ""), name) for name in rest}
+        return StreamSpec(cls, free), faults
+    faults += _class_faults(f"{field}.class", cls)
+    if cls not in STREAMS:
+        names = [f"{field}.{name}" for name in rest if not cls and name not in _STREAM_OPTIONS]
+        faults += [Fault(name, unknown(name), Level.STRICT) for name in names]
+        return None, faults
+    options = {name: option.default for name, option in STREAMS[cls].items()}
+    for name in rest:
+        if name in options:
+            options[name] = value(STREAMS[cls][name], name)
+        else:
+            message = f"{cls} has no such option{nearest(name, options)}"
+            faults.append(Fault(f"{field}.{name}", message, Level.STRICT))
+    faults += _stream_faults(field, options, given)
+    return None if cls in LATER_STREAMS else StreamSpec(cls, options), faults
+
+
+def _class_faults(option: str, cls: str) -> Iterator[Fault]:
+    if not cls:
+        yield Fault(option, "missing: give a class, or a filename")
+    elif cls not in STREAMS:
+        yield Fault(option, f"unknown stream class '{cls}'{nearest(cls, STREAMS)}")
+    elif cls in LATER_STREAMS:
+        yield Fault(option, f"{cls}: not supported yet", Level.STRICT)
+
+
+def _stream_faults(
+    field: str, options: Mapping[str, object], given: Mapping[str, object]
+) -> Iterator[Fault]:
+    if "filename" in options and options["filename"] is None:
+        yield Fault(f"{field}.filename", "missing")
+    if options.get("max_bytes") and "backup_count" not in given:
+        message = "has no effect without backup_count: the file never rotates"
+        yield Fault(f"{field}.max_bytes", message, Level.WARNING)
+
+
+def faults(spec: WatcherSpec, sockets: Collection[str] | None) -> Iterator[Fault]:
+    """What is wrong with a watcher as a whole; `sockets`: those there are, None: not known."""
+    if not spec.cmd.strip():
+        yield Fault("cmd", "missing: what is to be run?")
+    if spec.singleton and spec.numprocesses > 1:
+        yield Fault("numprocesses", "a singleton has 0 or 1")
+    if spec.shell_args and not spec.shell:
+        yield Fault("shell_args", "has no effect without shell = True", Level.WARNING)
+    for name in ("copy_path", "virtualenv"):
+        if getattr(spec, name) and not spec.copy_env:
+            yield Fault(name, "needs copy_env = True")
+    if spec.virtualenv_py_ver and not spec.virtualenv:
+        yield Fault("virtualenv_py_ver", "has no effect without virtualenv", Level.WARNING)
+    yield from _quoting_faults(spec)
+    if sockets is not None:
+        yield from _socket_faults(spec, sockets)
+
+
+def _quoting_faults(spec: WatcherSpec) -> Iterator[Fault]:
+    split = {"args": spec.args, "shell_args": spec.shell_args}
+    for name, text in {"cmd": spec.cmd, **split}.items():
+        if not isinstance(text, str) or (spec.shell and name != "shell_args"):
+            continue
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            yield Fault(name, f"cannot split it: {str(error).lower()}")
+        else:
+            if name == "cmd" and text.strip() and not words[0]:
+                yield Fault("cmd", "its first word, the program, is empty")
+
+
+def _socket_faults(spec: WatcherSpec, sockets: Collection[str]) -> Iterator[Fault]:
+    if spec.stdin_socket and spec.stdin_socket.lower() not in sockets:
+        hint = nearest(spec.stdin_socket, sockets)
+        yield Fault("stdin_socket", f"there is no socket '{spec.stdin_socket}'{hint}")
+    args = spec.args if isinstance(spec.args, str) else " ".join(spec.args)
+    for name, text in (("cmd", spec.cmd), ("args", args)):
+        for socket in _SOCKET.findall(text):
+            if socket.lower() not in sockets:
+                message = f"there is no socket '{socket}'{nearest(socket, sockets)}"
+                yield Fault(name, message, Level.STRICT)

@@ -1,0 +1,320 @@
+"""Replies and events as text that people read: tables, lines, colours.
+
+Pure: it returns text. Colours are always in it; whoever prints takes them out where they
+are not wanted. What processes wrote and what clients named is shown with its control
+characters spelled out, since it could command the terminal it is read on.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import click
+
+COLOURS = {
+    "active": "green",
+    "running": "green",
+    "done": "green",
+    "starting": "yellow",
+    "stopping": "yellow",
+    "backoff": "yellow",
+    "flapping": "red",
+    "failed": "red",
+}
+EVENT_COLOURS = {
+    "backoff": "yellow",
+    "flapping": "red",
+    "gave_up": "red",
+    "hook_failure": "red",
+}
+TROUBLED = frozenset({"backoff", "flapping", "failed"})
+"""States in which the last output tells something."""
+ENVELOPE = frozenset({"status", "time", "id"})
+"""What every reply has."""
+OUTPUT_LINES = 5
+"""Lines of a process's last output that are shown."""
+
+
+# ---- words -------------------------------------------------------------------------------
+
+
+def clean(value: object) -> str:
+    """Text with its control characters spelled out, so that it can't command a terminal."""
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def duration(seconds: float | None) -> str:
+    """`3d4h`, `4h05m`, `5m03s`, `42s`, `0.3s`; `-` for None."""
+    if seconds is None:
+        return "-"
+    if 0 < seconds < 1:
+        return f"{seconds:.1f}s"
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h}h"
+    if hours:
+        return f"{h}h{m:02}m"
+    return f"{m}m{s:02}s" if minutes else f"{s}s"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 process`, `2 processes`, `3 retries`."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def exit_text(code: int | None) -> str:
+    """What an exit code of an event says; negative ones are signals."""
+    if code is None:
+        return "exit code unknown"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines with aligned columns; an empty cell is `-`, so that columns can be counted."""
+    cells = [list(header), *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, widths, strict=True))
+        for row in cells
+    ]
+    return [click.style(lines[0].rstrip(), bold=True), *(line.rstrip() for line in lines[1:])]
+
+
+def _width(cell: str) -> int:
+    return len(click.unstyle(cell))
+
+
+def key_values(values: Mapping[str, Any]) -> list[str]:
+    """`key: value` lines, sorted; what isn't text is shown as JSON."""
+    texts = {key: v if isinstance(v, str) else json.dumps(v) for key, v in values.items()}
+    return [f"{clean(key)}: {clean(text)}" for key, text in sorted(texts.items())]
+
+
+def _state(state: str) -> str:
+    return click.style(clean(state), fg=COLOURS.get(state, "bright_black"))
+
+
+# ---- status ------------------------------------------------------------------------------
+
+STATUS_COLUMNS = ("NAME", "STATE", "READY", "PID", "UPTIME", "RESTARTS", "RETRY", "REASON")
+
+
+def status(watchers: Mapping[str, Mapping[str, Any]], processes: bool) -> list[str]:
+    """A line for each watcher; below it its `processes` if asked for, and what is wrong."""
+    rows: list[Sequence[str]] = []
+    below: dict[int, list[str]] = {}
+    for name, watcher in sorted(watchers.items()):
+        rows.append(_watcher_row(name, watcher))
+        if processes:
+            rows += [_process_row(name, process) for process in watcher.get("processes", ())]
+        below[len(rows)] = [f"    {line}" for line in _trouble(watcher)]
+    lines = []
+    for number, line in enumerate(table(STATUS_COLUMNS, rows)):
+        lines += [line, *below.get(number, ())]
+    return lines
+
+
+def _watcher_row(name: str, watcher: Mapping[str, Any]) -> list[str]:
+    return [
+        clean(name),
+        _state(watcher["state"]),
+        f"{watcher.get('ready', '?')}/{watcher.get('numprocesses', '?')}",
+        "",
+        duration(watcher.get("uptime")),
+        str(watcher.get("restarts", "")),
+        duration(watcher.get("retry_in")),
+        clean(watcher.get("reason") or ""),
+    ]
+
+
+def _process_row(name: str, process: Mapping[str, Any]) -> list[str]:
+    return [
+        f"  {clean(name)}.{process['wid']}",
+        _state(process["state"]),
+        "",
+        str(process.get("pid") or ""),
+        duration(process.get("uptime")),
+        str(process.get("restarts", "")),
+        duration(process.get("retry_in")),
+        clean(process.get("reason") or ""),
+    ]
+
+
+def _trouble(watcher: Mapping[str, Any]) -> Iterator[str]:
+    """What to read about a watcher that is not well."""
+    if watcher.get("problem"):
+        yield click.style(clean(watcher["problem"]), fg="red")
+    for process in watcher.get("processes", ()):
+        if process["state"] in TROUBLED and process.get("last_output"):
+            yield from last_output(process["last_output"])
+            return  # its siblings mostly say the same
+
+
+def last_output(text: str) -> Iterator[str]:
+    """The last lines a process wrote, marked as its words."""
+    for line in text.splitlines()[-OUTPUT_LINES:]:
+        yield click.style(f"| {clean(line)}", dim=True)
+
+
+# ---- what was done -----------------------------------------------------------------------
+
+
+def outcome(name: str, info: Mapping[str, Any]) -> str:
+    """`web: started 812, 813; stopped 700`."""
+    words = [
+        f"{word} {', '.join(str(pid) for pid in info[word])}"
+        for word in ("started", "stopped", "kept")
+        if info.get(word)
+    ]
+    return f"{clean(name)}: {'; '.join(words) or 'nothing to do'}"
+
+
+def scaled(name: str, reply: Mapping[str, Any]) -> str:
+    """`web: 4 processes`."""
+    note = " (singleton)" if reply.get("singleton") else ""
+    return f"{clean(name)}: {count(reply['numprocesses'], 'process')}{note}"
+
+
+EFFECTS = {
+    "live": "changed",
+    "scale": "changed, and processes started or stopped",
+    "limits": "changed, and set on the running processes",
+    "reload": "changed, and the processes replaced",
+}
+"""What the daemon's word for the impact of an option says."""
+
+
+def impacts(found: Mapping[str, str]) -> list[str]:
+    """How each option took effect, `umask: changed, and the processes replaced`."""
+    return [f"{clean(key)}: {EFFECTS.get(word, clean(word))}" for key, word in found.items()] or [
+        "ok"
+    ]
+
+
+def changes(reply: Mapping[str, Any]) -> list[str]:
+    """What a reload of the config changed, as far as the reply tells."""
+    told = {key: value for key, value in reply.items() if value and key not in ENVELOPE}
+    return [f"{clean(key)}: {_listed(value)}" for key, value in told.items()] or ["ok"]
+
+
+def _listed(value: object) -> str:
+    """`a, b`; `a (x, y), b (z)` for an object of lists."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{clean(key)} ({_listed(inner)})" for key, inner in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(clean(item) for item in value)
+    return clean(value)
+
+
+# ---- figures -----------------------------------------------------------------------------
+
+STATS_COLUMNS = (
+    *("NAME", "PID", "USER", "NICE", "RSS", "VSZ"),
+    *("CPU%", "MEM%", "CTIME", "AGE", "COMMAND"),
+)
+
+
+def stats(infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each process of each watcher."""
+    rows: list[list[str]] = []
+    for name, processes in sorted(infos.items()):
+        for pid, info in sorted(processes.items(), key=lambda item: int(item[0])):
+            rows += _stats_rows(name, pid, info)
+    return table(STATS_COLUMNS, rows)
+
+
+def _stats_rows(name: str, pid: str, info: Any, indent: str = "") -> Iterator[list[str]]:
+    """The row of a process and, indented, those of its children."""
+    if not isinstance(info, Mapping):  # circusd has a text here for one that is gone
+        yield [clean(name), pid, *[""] * (len(STATS_COLUMNS) - 3), clean(info)]
+        return
+    age = info.get("age")
+    wid = f".{info['wid']}" if "wid" in info else ""
+    yield [
+        f"{clean(name)}{wid}",
+        pid,
+        *(
+            clean(info.get(key, ""))
+            for key in ("username", "nice", "mem_info1", "mem_info2", "cpu", "mem", "ctime")
+        ),
+        duration(age) if isinstance(age, (int, float)) else "",
+        indent + clean(info.get("cmdline", "")),
+    ]
+    for child in info.get("children", ()):
+        child_pid = str(child.get("pid", "")) if isinstance(child, Mapping) else ""
+        yield from _stats_rows(name, child_pid, child, indent + "  ")
+
+
+def sockets(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each listening socket."""
+    rows = [
+        [
+            str(socket.get("fd", "")),
+            clean(socket.get("name", "")),
+            clean(socket.get("path") or f"{socket.get('host')}:{socket.get('port')}"),
+            str(socket.get("backlog", "")),
+        ]
+        for socket in found
+    ]
+    return table(("FD", "NAME", "ADDRESS", "BACKLOG"), rows)
+
+
+# ---- events ------------------------------------------------------------------------------
+
+_TOLD = frozenset(
+    {"time", "wid", "process_pid", "signum", "exit_code"}
+    | {"reason", "deaths", "tries", "retry_in", "last_output"}
+)
+"""The fields of an event that have words of their own."""
+
+
+def event(watcher: str, name: str, payload: Mapping[str, Any]) -> list[str]:
+    """`12:00:01 web.3 reap pid 812, exit code 1`; below it the last output, if it has any."""
+    who = f"{watcher}.{payload['wid']}" if payload.get("wid") is not None else watcher
+    what = click.style(clean(name), fg=EVENT_COLOURS.get(name, "cyan"))
+    facts = ", ".join(_facts(name, payload))
+    line = f"{_clock(payload.get('time'))} {clean(who)} {what} {facts}".rstrip()
+    return [line, *(f"    {text}" for text in last_output(payload.get("last_output") or ""))]
+
+
+def _clock(stamp: object) -> str:
+    if not isinstance(stamp, (int, float)):
+        return "--:--:--"
+    return time.strftime("%H:%M:%S", time.localtime(stamp))
+
+
+def _facts(name: str, payload: Mapping[str, Any]) -> Iterator[str]:
+    if payload.get("process_pid"):
+        yield f"pid {clean(payload['process_pid'])}"
+    if payload.get("signum"):
+        yield f"signal {clean(payload['signum'])}"
+    if payload.get("reason"):
+        yield clean(payload["reason"])
+    elif "exit_code" in payload:
+        yield exit_text(payload["exit_code"])
+    if name == "gave_up":
+        yield f"after {count(payload.get('tries', 0), 'try')}"
+    elif payload.get("retry_in"):
+        yield count(payload.get("deaths", 0), "death")
+        yield f"retry in {duration(payload['retry_in'])}"
+    for key, value in payload.items():
+        if key not in _TOLD:
+            yield f"{clean(key)} {clean(value)}"

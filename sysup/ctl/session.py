@@ -1,0 +1,255 @@
+"""What all commands share: their common options, the connection, printing, errors, completion.
+
+The common options are taken before and after the command's name, as one types them, so each
+command has them too; wherever they stand they end in the one `Session` of this run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import click
+
+from sysup import client
+from sysup.client import CallError, Client, ConnectionLost, TimedOut, Unreachable
+from sysup.protocol import Errno, SysupError
+
+OK, FAILED, USAGE, NOT_RUNNING, UNREACHABLE = range(5)
+"""The exit codes; NOT_RUNNING is that of `status` alone (LSB)."""
+INTERRUPTED = 130
+
+WAIT = 600.0
+"""Seconds that a command which changes something waits for the outcome."""
+COMPLETION_TIMEOUT = 1.0
+
+
+class Session:
+    """One run of sysupctl: what the common options say, and the connection."""
+
+    def __init__(self) -> None:
+        self.app: str | None = None
+        self.endpoint: str | None = None
+        self.timeout: float | None = None
+        self.json = False
+        self.prettify = False
+        self._client: Client | None = None
+
+    def client(self) -> Client:
+        """The connection, made at its first use. Raises Unreachable."""
+        if self._client is None:
+            self._client = Client(self.endpoint or self.app)
+        return self._client
+
+    def close(self) -> None:
+        """Close the connection, if there is one."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    def call(self, command: str, /, **properties: Any) -> dict[str, Any]:
+        """The reply to a command; properties that are None are left out. Raises CallError."""
+        given = {key: value for key, value in properties.items() if value is not None}
+        connection = self.client()
+        wait = WAIT if given.get("waiting") else client.TIMEOUT
+        connection.timeout = wait if self.timeout is None else self.timeout
+        try:
+            return connection.call(command, **given)
+        except CallError as error:
+            if not _is_unknown_name(error):
+                raise
+            near = self._near(given.get("name"))
+            raise CallError(f"{error}{near}", error.errno, error.reply) from None
+
+    def _near(self, name: object) -> str:
+        """What to write instead of the name of a watcher that there is not."""
+        from difflib import get_close_matches
+
+        try:
+            names = [str(known) for known in self.client().call("list")["watchers"]]
+        except CallError:
+            return ""
+        close = get_close_matches(str(name).lower(), names, n=1)
+        if close:
+            return f"; did you mean {close[0]}?"
+        return f"; there is {', '.join(names)}" if names else "; there are no watchers"
+
+    def show(self, reply: Mapping[str, Any], lines: str | Iterable[str]) -> None:
+        """Print a reply: as it came if JSON is asked for, else as `lines`."""
+        if self.json or self.prettify:
+            click.echo(json.dumps(reply, indent=2 if self.prettify else None))
+            return
+        for line in [lines] if isinstance(lines, str) else lines:
+            click.echo(line)
+
+    def explain(self, error: SysupError) -> int:
+        """Print why something failed, and what to do about it; returns the exit code."""
+        if isinstance(error, CallError) and error.reply and (self.json or self.prettify):
+            self.show(error.reply, ())
+        click.echo(f"error: {error}", err=True)
+        if isinstance(error, TimedOut):
+            hint = "sysupd may still be at it: see `sysupctl status`, or wait longer by --timeout"
+            click.echo(f"hint: {hint}", err=True)
+        unknown = isinstance(error, (Unreachable, ConnectionLost, TimedOut))
+        return UNREACHABLE if unknown else FAILED
+
+
+def _is_unknown_name(error: CallError) -> bool:
+    return error.errno is Errno.MESSAGE_ERROR and str(error).startswith("program ")
+
+
+def session() -> Session:
+    """The session of the command that runs."""
+    return click.get_current_context().ensure_object(Session)
+
+
+# ---- common options ----------------------------------------------------------------------
+
+
+def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Note a common option in the session, where it is given."""
+    if value not in (None, False):
+        setattr(context.ensure_object(Session), str(option.name), value)
+
+
+def complete_app(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+    """The apps whose names begin so."""
+    return [name for name in client.apps() if name.startswith(typed)]
+
+
+def common_options() -> list[click.Option]:
+    """Fresh copies of the options that all commands take."""
+    given: dict[str, Any] = {"expose_value": False, "callback": _keep}
+    return [
+        click.Option(
+            ["-a", "--app"],
+            metavar="APP",
+            help="The app; not needed where just one runs.",
+            shell_complete=complete_app,
+            **given,
+        ),
+        click.Option(
+            ["--endpoint"],
+            metavar="ENDPOINT",
+            help="The daemon's endpoint, ipc://PATH or tcp://HOST:PORT.",
+            **given,
+        ),
+        click.Option(
+            ["--timeout"],
+            metavar="SECONDS",
+            type=click.FloatRange(min=0, min_open=True),
+            help=f"Wait so long for a reply ({client.TIMEOUT:g}; {WAIT:g} for an outcome).",
+            **given,
+        ),
+        click.Option(["--json"], is_flag=True, help="Print the reply as JSON, in a line.", **given),
+        click.Option(["--prettify"], is_flag=True, help="Print it as indented JSON.", **given),
+    ]
+
+
+class Command(click.Command):
+    """A command with the common options."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.common = common_options()
+        self.params += self.common
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options, then the common ones, apart."""
+        options = [each for each in self.get_params(context) if isinstance(each, click.Option)]
+        own = [option for option in options if option not in self.common]
+        for title, listed in (("Options", own), ("Common options", self.common)):
+            records = [option.get_help_record(context) for option in listed]
+            with formatter.section(title):
+                formatter.write_dl([record for record in records if record is not None])
+
+
+class Group(click.Group):
+    """The program: its commands in the order of their declaration, and help with typos."""
+
+    command_class = Command
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """The commands' names, as declared."""
+        return list(self.commands)
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is meant; the nearest is named where there is no such."""
+        name = args[0]
+        if name in self.commands or name.startswith("-") or context.resilient_parsing:
+            return super().resolve_command(context, args)
+        from difflib import get_close_matches
+
+        close = get_close_matches(name.lower(), self.commands, n=1)
+        instead = f"; did you mean {close[0]}?" if close else ""
+        context.fail(f"no such command: {name}{instead}")
+
+
+# ---- completion --------------------------------------------------------------------------
+
+
+def _ask(context: click.Context, command: str, **properties: Any) -> dict[str, Any]:
+    """A reply for the completion; empty where there is none, in silence."""
+    asking = context.ensure_object(Session)
+    asking.timeout = COMPLETION_TIMEOUT
+    try:
+        return asking.call(command, **properties)
+    except SysupError:
+        return {}
+    finally:
+        asking.close()
+
+
+def complete_watcher(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
+    """The watchers whose names begin so."""
+    names = _ask(context, "list").get("watchers", [])
+    return [name for name in names if name.startswith(typed.lower())]
+
+
+def complete_option(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
+    """The options of the watcher whose names begin so."""
+    pairs = context.params.get("pairs")
+    if pairs is not None and len(pairs) % 2:
+        return []  # the value's turn
+    options = _ask(context, "options", name=context.params.get("name")).get("options", {})
+    return sorted(key for key in options if key.startswith(typed))
+
+
+def complete_signal(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
+    """The signals whose names begin so."""
+    from signal import Signals
+
+    names = [signum.name.removeprefix("SIG") for signum in Signals]
+    return [name for name in names if name.startswith(typed.upper())]
+
+
+# ---- the run -----------------------------------------------------------------------------
+
+
+def run(program: click.Group, args: list[str] | None) -> int:
+    """Run the command in `args` (None: of the process); returns the exit code."""
+    here = Session()
+    # https://no-color.org: any value but the empty one
+    color = False if os.environ.get("NO_COLOR") else None
+    try:
+        code = program.main(args, "sysupctl", standalone_mode=False, obj=here, color=color)
+        sys.stdout.flush()
+        return code or OK
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    except SysupError as error:
+        return here.explain(error)
+    except BrokenPipeError:
+        # Whoever read the output has enough of it. At exit Python would flush and fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    finally:
+        here.close()

@@ -1,0 +1,791 @@
+"""sysupctl, against a daemon of canned replies."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sysup.client import ENDPOINT_VARIABLES
+from sysup.ctl import cli, main, render
+from sysup.ctl.values import convert, converted
+from sysup.protocol import MessageError, SysupError
+
+from .canned import PATIENCE, CannedDaemon, Gone, Reply
+
+PROGRAM = [sys.executable, "-c", "import sys; from sysup.ctl import main; sys.exit(main())"]
+
+WEB: dict[str, Any] = {
+    "state": "active",
+    "want": "up",
+    "numprocesses": 2,
+    "ready": 2,
+    "restarts": 0,
+    "uptime": 3723.0,
+    "retry_in": None,
+    "reason": None,
+    "problem": None,
+    "processes": [
+        {
+            "wid": wid,
+            "pid": 811 + wid,
+            "state": "running",
+            "uptime": 3723.0,
+            "restarts": 0,
+            "retry_in": None,
+            "reason": None,
+            "last_output": None,
+        }
+        for wid in (1, 2)
+    ],
+}
+BROKEN: dict[str, Any] = {
+    "state": "flapping",
+    "want": "up",
+    "numprocesses": 1,
+    "ready": 0,
+    "restarts": 17,
+    "uptime": None,
+    "retry_in": 6.6,
+    "reason": "exit code 1",
+    "problem": None,
+    "processes": [
+        {
+            "wid": 1,
+            "pid": None,
+            "state": "flapping",
+            "uptime": None,
+            "restarts": 17,
+            "retry_in": 6.6,
+            "reason": "exit code 1",
+            "last_output": "Traceback\nImportError: \x1b[2Jno module",
+        }
+    ],
+}
+
+
+class Done(NamedTuple):
+    """What a run of sysupctl came to."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run: TypeAlias = Callable[..., Done]
+
+
+@pytest.fixture
+def base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The only place where daemons are looked for."""
+    for variable in (*ENDPOINT_VARIABLES, "NO_COLOR"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("SYSUP_RUNTIME_DIR", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def daemon(base: Path) -> Iterator[CannedDaemon]:
+    with CannedDaemon(base / "shop") as running:
+        yield running
+
+
+@pytest.fixture
+def ctl(base: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs sysupctl in this process."""
+
+    def run(*args: str) -> Done:
+        code = main(list(args))
+        return Done(code, *capsys.readouterr())
+
+    return run
+
+
+def refusing(error: SysupError | Exception) -> Reply:
+    def refuse(message: dict[str, Any]) -> None:
+        raise error
+
+    return refuse
+
+
+def rows(text: str) -> list[list[str]]:
+    return [line.split() for line in text.splitlines()]
+
+
+# ---- status ------------------------------------------------------------------------------
+
+
+def status_of(**watchers: dict[str, Any]) -> Reply:
+    return {"statuses": {name: "active" for name in watchers}, "watchers": watchers}
+
+
+def test_status_is_a_line_for_each_watcher(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = status_of(web=WEB, db={**WEB, "restarts": 3, "reason": "killed"})
+    code, out, err = ctl("status")
+    assert (code, err) == (0, "")
+    assert rows(out) == [
+        ["NAME", "STATE", "READY", "PID", "UPTIME", "RESTARTS", "RETRY", "REASON"],
+        ["db", "active", "2/2", "-", "1h02m", "3", "-", "killed"],
+        ["web", "active", "2/2", "-", "1h02m", "0", "-", "-"],
+    ]
+    assert len({line.index("active") for line in out.splitlines()[1:]}) == 1
+    assert daemon.request()["properties"] == {}
+
+
+def test_what_is_wrong_is_told_with_the_last_words(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = status_of(web={**WEB, "problem": "disk full"}, broken=BROKEN)
+    code, out, _ = ctl("status")
+    assert code == 3
+    assert out.splitlines()[1:] == [
+        "broken  flapping  0/1    -    -       17        7s     exit code 1",
+        "    | Traceback",
+        "    | ImportError: \\x1b[2Jno module",
+        "web     active    2/2    -    1h02m   0         -      -",
+        "    disk full",
+    ]
+
+
+def test_one_watcher_is_shown_with_its_processes(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = {"status": "active", "watchers": {"web": WEB}}
+    code, out, _ = ctl("status", "web")
+    assert code == 0
+    assert [row[:5] for row in rows(out)[2:]] == [
+        ["web.1", "running", "-", "812", "1h02m"],
+        ["web.2", "running", "-", "813", "1h02m"],
+    ]
+    assert daemon.request()["properties"] == {"name": "web"}
+    daemon.replies["status"] = status_of(web=WEB)
+    assert ctl("status", "--processes").out == out
+
+
+@pytest.mark.parametrize(
+    ("change", "among_all", "by_name"),
+    [
+        ({}, 0, 0),
+        ({"state": "starting"}, 3, 3),
+        ({"state": "failed"}, 3, 3),
+        ({"ready": 1}, 3, 3),
+        ({"state": "done", "ready": 0}, 0, 0),
+        ({"state": "stopped", "ready": 0, "want": "down"}, 0, 3),
+        ({"numprocesses": 0, "ready": 0}, 0, 0),
+    ],
+)
+def test_status_exits_by_what_is_wanted(
+    daemon: CannedDaemon, ctl: Run, change: dict[str, Any], among_all: int, by_name: int
+) -> None:
+    daemon.replies["status"] = status_of(web={**WEB, **change}, db=WEB)
+    assert ctl("status").code == among_all
+    daemon.replies["status"] = {"status": "x", "watchers": {"web": {**WEB, **change}}}
+    assert ctl("status", "web").code == by_name
+
+
+def test_status_of_a_daemon_of_circus(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = {"statuses": {"web": "active", "db": "stopped"}}
+    assert ctl("status") == (3, "db: stopped\nweb: active\n", "")
+    daemon.replies["status"] = {"status": "active"}
+    assert ctl("status", "web") == (0, "web: active\n", "")
+
+
+def test_status_can_not_be_told(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = refusing(MessageError("program web not found"))
+    daemon.replies["list"] = {"watchers": []}
+    assert ctl("status", "web").code == 4
+    daemon.close()
+    assert ctl("status").code == 4
+
+
+# ---- what a command asks, and what it says -----------------------------------------------
+
+INFO = {"info": {"started": [812, 813], "stopped": [700], "kept": []}}
+WAIT = {"waiting": True}
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
+    # command line; the request's properties; fields of the reply; what is printed
+    ("list", {}, {"watchers": ["db", "web app"]}, "db\nweb app\n"),
+    ("list web", {"name": "web"}, {"pids": [812, 813]}, "812\n813\n"),
+    ("numprocesses", {}, {"numprocesses": 7}, "7\n"),
+    ("numprocesses web", {"name": "web"}, {"numprocesses": 2, "watcher_name": "web"}, "2\n"),
+    ("numwatchers", {}, {"numwatchers": 3}, "3\n"),
+    ("options web", {"name": "web"}, {"options": {"b": 1, "a": "x"}}, "a: x\nb: 1\n"),
+    ("get web a b", {"name": "web", "keys": ["a", "b"]}, {"options": {"a": None}}, "a: null\n"),
+    ("globaloptions", {}, {"options": {"check_delay": 5}}, "check_delay: 5\n"),
+    ("globaloptions x", {"option": "x"}, {"options": {"x": 5}}, "x: 5\n"),
+    ("start", WAIT, {}, "started\n"),
+    ("start web", {"name": "web", **WAIT}, INFO, "web: started 812, 813; stopped 700\n"),
+    ("start w* --match glob", {"name": "w*", "match": "glob", **WAIT}, {}, "w*: started\n"),
+    ("start web --no-wait", {"name": "web"}, {}, "ok\n"),
+    ("start web --waiting", {"name": "web", **WAIT}, INFO, "web: started 812, 813; stopped 700\n"),
+    ("stop web", {"name": "web", **WAIT}, {"info": None}, "web: stopped\n"),
+    ("stop", WAIT, {}, "stopped\n"),
+    ("restart", WAIT, {}, "restarted\n"),
+    ("restart web", {"name": "web", **WAIT}, INFO, "web: started 812, 813; stopped 700\n"),
+    ("reload", WAIT, {}, "reloaded\n"),
+    (
+        "reload web --sequential --terminate",
+        {"name": "web", "sequential": True, "graceful": False, **WAIT},
+        INFO,
+        "web: started 812, 813; stopped 700\n",
+    ),
+    ("incr web", {"name": "web", "nb": 1, **WAIT}, {"numprocesses": 4}, "web: 4 processes\n"),
+    ("decr web 3", {"name": "web", "nb": 3, **WAIT}, {"numprocesses": 1}, "web: 1 process\n"),
+    (
+        "incr web 2 --waiting",
+        {"name": "web", "nb": 2, **WAIT},
+        {"numprocesses": 1, "singleton": True},
+        "web: 1 process (singleton)\n",
+    ),
+    ("incr web --no-wait", {"name": "web", "nb": 1}, {}, "ok\n"),
+    ("signal web hup", {"name": "web", "signum": "HUP"}, {}, "ok\n"),
+    ("signal web 812 9", {"name": "web", "pid": 812, "signum": 9}, {}, "ok\n"),
+    (
+        "signal web --children --recursive SIGUSR1",
+        {"name": "web", "signum": "SIGUSR1", "children": True, "recursive": True},
+        {},
+        "ok\n",
+    ),
+    ("kill web", {"name": "web", **WAIT}, {}, "ok\n"),
+    (
+        "kill web 812 --signum quit --graceful_timeout 1.5 --no-wait",
+        {"name": "web", "pid": 812, "signum": "QUIT", "graceful_timeout": 1.5},
+        {},
+        "ok\n",
+    ),
+    (
+        "add web sleep 1000",
+        {"name": "web", "cmd": "sleep 1000", "options": {}, "start": False},
+        {},
+        "ok\n",
+    ),
+    (
+        "add --start --option numprocesses=2 --option uid=1000 web sh -c 'a b' --json",
+        {
+            "name": "web",
+            "cmd": "sh -c 'a b' --json",
+            "options": {"numprocesses": 2, "uid": "1000"},
+            "start": True,
+            **WAIT,
+        },
+        {"started": [812], "kept": []},
+        "web: started 812\n",
+    ),
+    (
+        "add --start --no-wait web 'sleep $(circus.wid)'",
+        {"name": "web", "cmd": "sleep $(circus.wid)", "options": {}, "start": True},
+        {},
+        "ok\n",
+    ),
+    ("rm web", {"name": "web", **WAIT}, {}, "web: removed\n"),
+    ("rm web --nostop", {"name": "web", "nostop": True, **WAIT}, {}, "web: removed\n"),
+    ("reloadconfig", WAIT, {}, "ok\n"),
+    (
+        "reloadconfig",
+        WAIT,
+        {"added": ["a", "b"], "removed": [], "changed": {"web": ["cmd", "uid"]}},
+        "added: a, b\nchanged: web (cmd, uid)\n",
+    ),
+    ("quit", WAIT, {}, "stopped\n"),
+    ("quit --no-wait", {}, {}, "ok\n"),
+]
+
+
+@pytest.mark.parametrize(("line", "asked", "reply", "printed"), CASES)
+def test_a_command_asks_and_tells(
+    daemon: CannedDaemon,
+    ctl: Run,
+    line: str,
+    asked: dict[str, Any],
+    reply: dict[str, Any],
+    printed: str,
+) -> None:
+    import shlex
+
+    words = shlex.split(line)
+    daemon.replies[words[0]] = reply
+    assert ctl(*words) == (0, printed, "")
+    request = daemon.request()
+    assert (request["command"], request["properties"]) == (words[0], asked)
+
+
+def test_set_sends_values_of_the_types_that_are_there(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["options"] = {"options": {"numprocesses": 1, "cmd": "sleep 1", "shell": False}}
+    daemon.replies["set"] = {"impacts": {"numprocesses": "scale", "x": "new"}}
+    done = ctl("set", "web", "numprocesses", "3", "cmd", "42", "shell", "yes", "max_retry", "-1")
+    assert done == (
+        0,
+        "numprocesses: changed, and processes started or stopped\nx: new\n",
+        "",
+    )
+    assert daemon.request()["command"] == "options"
+    assert daemon.request()["properties"] == {
+        "name": "web",
+        "options": {"numprocesses": 3, "cmd": "42", "shell": True, "max_retry": -1},
+        "waiting": True,
+    }
+
+
+def test_a_start_that_leaves_nothing_running_shows_why(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["start"] = {"info": {"started": [], "stopped": [], "kept": []}}
+    daemon.replies["status"] = {"status": "active", "watchers": {"web": BROKEN}}
+    code, out, _ = ctl("start", "web")
+    assert code == 1
+    assert "ImportError" in out
+    daemon.replies["status"] = {"status": "active", "watchers": {"web": WEB}}
+    assert ctl("start", "web") == (0, "web: nothing to do\n", "")
+
+
+def test_quit_is_done_when_the_daemon_is_gone(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["quit"] = refusing(Gone())
+    assert ctl("quit") == (0, "stopped\n", "")
+
+
+PROCESS = {
+    "pid": 812,
+    "wid": 1,
+    "username": "www",
+    "nice": 0,
+    "mem_info1": "1.4M",
+    "mem_info2": "2.4M",
+    "cpu": 0.5,
+    "mem": 0.1,
+    "ctime": "0:00.0",
+    "age": 61.2,
+    "cmdline": "sleep",
+    "children": [{"pid": 900, "cmdline": "cat"}],
+}
+STATS_ROW = ["www", "0", "1.4M", "2.4M", "0.5", "0.1", "0:00.0", "1m01s", "sleep"]
+
+
+@pytest.mark.parametrize(
+    ("args", "asked", "reply"),
+    [
+        ((), {}, {"infos": {"web": {"812": PROCESS}}}),
+        (("web",), {"name": "web"}, {"name": "web", "info": {"812": PROCESS}}),
+        (
+            ("web", "812", "--extended"),
+            {"name": "web", "process": 812, "extended": True},
+            {"process": 812, "info": PROCESS},
+        ),
+    ],
+)
+def test_stats(
+    daemon: CannedDaemon,
+    ctl: Run,
+    args: tuple[str, ...],
+    asked: dict[str, Any],
+    reply: dict[str, Any],
+) -> None:
+    daemon.replies["stats"] = reply
+    code, out, _ = ctl("stats", *args)
+    assert code == 0
+    assert rows(out)[1] == ["web.1", "812", *STATS_ROW]
+    assert rows(out)[2][:2] + rows(out)[2][-1:] == ["web", "900", "cat"]
+    assert daemon.request()["properties"] == asked
+
+
+def test_stats_of_what_is_gone(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["stats"] = {"infos": {"web": {"812": "No such process (stopped?)"}}}
+    assert "No such process (stopped?)" in ctl("stats").out
+
+
+def test_dstats(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["dstats"] = {"info": {**PROCESS, "wid": 1}}
+    assert rows(ctl("dstats").out)[1][1:] == ["812", *STATS_ROW]
+
+
+def test_listsockets(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["listsockets"] = {
+        "sockets": [
+            {"fd": 7, "name": "s1", "backlog": 2048, "host": "127.0.0.1", "port": 80},
+            {"fd": 8, "name": "u1", "backlog": 64, "path": "/tmp/u1.sock"},
+        ]
+    }
+    assert rows(ctl("listsockets").out)[1:] == [
+        ["7", "s1", "127.0.0.1:80", "2048"],
+        ["8", "u1", "/tmp/u1.sock", "64"],
+    ]
+
+
+def test_version_needs_no_daemon(base: Path, ctl: Run) -> None:
+    own = ctl("version")
+    assert re.fullmatch(r"sysupctl \d+\.\d+\.\d+\n", own.out)
+    assert ctl("--version").out == own.out
+    with CannedDaemon(base / "shop") as daemon:
+        daemon.replies["version"] = {"version": "9.9"}
+        assert ctl("version").out == own.out + "sysupd 9.9\n"
+
+
+# ---- common options ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [("--json", "numwatchers"), ("numwatchers", "--json")])
+def test_json_is_the_reply_as_it_came(
+    daemon: CannedDaemon, ctl: Run, args: tuple[str, ...]
+) -> None:
+    daemon.replies["numwatchers"] = {"numwatchers": 3, "time": 12.5}
+    out = ctl(*args).out
+    assert out.count("\n") == 1
+    reply = json.loads(out)
+    assert reply.pop("id") == daemon.request()["id"]
+    assert reply == {"status": "ok", "time": 12.5, "numwatchers": 3}
+
+
+def test_prettify_indents(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["numwatchers"] = {"numwatchers": 3}
+    assert '\n  "numwatchers": 3' in ctl("numwatchers", "--prettify").out
+
+
+def test_json_of_a_refusal(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["stop"] = refusing(SysupError("no"))
+    code, out, err = ctl("stop", "--json")
+    assert (code, err, json.loads(out)["reason"]) == (1, "error: no\n", "no")
+
+
+def test_the_app_or_the_endpoint_can_be_said(base: Path, daemon: CannedDaemon, ctl: Run) -> None:
+    with CannedDaemon(base / "blog") as blog:
+        daemon.replies["numwatchers"] = {"numwatchers": 1}
+        blog.replies["numwatchers"] = {"numwatchers": 2}
+        several = "error: several apps are running: blog, shop; name one (-a APP)\n"
+        assert ctl("numwatchers") == (4, "", several)
+        assert ctl("-a", "blog", "numwatchers").out == "2\n"
+        assert ctl("numwatchers", "--app", "shop").out == "1\n"
+        assert ctl("numwatchers", "--endpoint", blog.endpoint).out == "2\n"
+
+
+# ---- errors ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("known", "hint"),
+    [
+        (["db", "web"], "; did you mean web?"),
+        (["db", "mail"], "; there is db, mail"),
+        ([], "; there are no watchers"),
+    ],
+)
+def test_the_nearest_watcher_is_named(
+    daemon: CannedDaemon, ctl: Run, known: list[str], hint: str
+) -> None:
+    daemon.replies["stop"] = refusing(MessageError("program Wbe not found"))
+    daemon.replies["list"] = {"watchers": known}
+    assert ctl("stop", "Wbe") == (1, "", f"error: program Wbe not found{hint}\n")
+
+
+def test_no_name_is_suggested_where_none_can_be_had(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["stop"] = refusing(MessageError("program wbe not found"))
+    assert ctl("stop", "wbe") == (1, "", "error: program wbe not found\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["stopp"], "no such command: stopp; did you mean stop?"),
+        (["xyzzy"], "no such command: xyzzy\n"),
+        (["incr", "web", "many"], "many"),
+        (["incr"], "NAME"),
+        (["set", "web", "cmd"], "no value for cmd"),
+        (["signal", "web", "1", "2", "3"], "NAME [PID] SIGNAL"),
+        (["signal", "web", "x", "HUP"], "NAME [PID] SIGNAL"),
+        (["add", "--option", "cmd", "web", "x"], "cmd is not KEY=VALUE"),
+        (["--nope"], "--nope"),
+    ],
+)
+def test_wrong_usage(base: Path, ctl: Run, args: list[str], says: str) -> None:
+    code, out, err = ctl(*args)
+    assert (code, out) == (2, "")
+    assert says in err
+
+
+def test_no_daemon(base: Path, ctl: Run) -> None:
+    reason = f"error: no sysupd is running (looked in {base})\n"
+    assert ctl("list") == (4, "", reason)
+
+
+def test_a_timeout_says_what_to_do(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["stop"] = None
+    code, out, err = ctl("stop", "web", "--timeout", "0.02")
+    assert (code, out) == (4, "")
+    assert err.startswith("error: timed out after 0.02 s: no reply to stop")
+    assert "--timeout" in err.splitlines()[1]
+
+
+# ---- a terminal, a pipe ------------------------------------------------------------------
+
+
+def on_terminal(*args: str, **environ: str) -> str:
+    """What sysupctl shows on a terminal."""
+    import pty
+
+    leader, follower = pty.openpty()
+    try:
+        done = subprocess.run(
+            [*PROGRAM, *args], env={**os.environ, **environ}, stdout=follower, timeout=PATIENCE
+        )
+        assert done.returncode == 3
+        return os.read(leader, 65536).decode()
+    finally:
+        os.close(leader)
+        os.close(follower)
+
+
+def test_colours_are_for_terminals(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = status_of(web=WEB, broken=BROKEN)
+    shown = on_terminal("status")
+    assert "\x1b[32mactive\x1b[0m" in shown
+    assert "\x1b[31mflapping\x1b[0m" in shown
+    assert "\x1b" not in ctl("status").out
+    assert "\x1b" not in on_terminal("status", NO_COLOR="1")
+
+
+def test_a_reader_that_leaves_is_no_drama(daemon: CannedDaemon) -> None:
+    daemon.replies["options"] = {"options": {f"key{n}": "x" * 100 for n in range(5000)}}
+    for args in (["options", "web"], ["numwatchers"]):
+        daemon.replies["numwatchers"] = {"numwatchers": 3}
+        out, end = os.pipe()
+        os.close(out)
+        done = subprocess.run([*PROGRAM, *args], stdout=end, stderr=subprocess.PIPE, text=True)
+        os.close(end)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_without_a_command_it_helps(base: Path, ctl: Run) -> None:
+    code, out, _ = ctl()
+    assert code == 0
+    assert "Exit codes:" in out
+    for name in cli.commands:
+        assert f"\n  {name} " in out
+
+
+# ---- listen ------------------------------------------------------------------------------
+
+REAP = {"process_pid": 812, "wid": 3, "exit_code": 1, "time": 12 * 3600 + 1.5}
+FLAPPING = {
+    "process_pid": 812,
+    "wid": 3,
+    "exit_code": None,
+    "reason": "cannot execute: no such file",
+    "deaths": 2,
+    "tries": 1,
+    "retry_in": 7.2,
+    "last_output": "a\nb",
+    "time": 1.0,
+}
+
+
+def listening(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PROGRAM, "listen", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TZ": "UTC"},
+    )
+
+
+def test_events_are_lines_until_control_c(daemon: CannedDaemon) -> None:
+    daemon.events = [("watcher.db.reap", {}), ("watcher.web.reap", REAP)]
+    with listening("Web") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "12:00:01 web.3 reap pid 812, exit code 1\n"
+        process.send_signal(signal.SIGINT)
+        assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
+
+
+def test_events_as_json(daemon: CannedDaemon) -> None:
+    daemon.events = [("watcher.my.web.reap", REAP), ("watcher.odd", [1])]
+    with listening("watcher.", "--json") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline()) == {
+            "topic": "watcher.my.web.reap",
+            "watcher": "my.web",
+            "event": "reap",
+            **REAP,
+        }
+        assert json.loads(process.stdout.readline())["payload"] == [1]
+        process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("event", "payload", "line"),
+    [
+        ("spawn", {"process_pid": 8}, "--:--:-- web spawn pid 8"),
+        (
+            "kill",
+            {"process_pid": 8, "wid": 0, "signum": 15},
+            "--:--:-- web.0 kill pid 8, signal 15",
+        ),
+        ("reap", {"exit_code": -9}, "--:--:-- web reap killed by SIGKILL"),
+        ("reap", {"exit_code": -99}, "--:--:-- web reap killed by signal 99"),
+        ("reap", {"exit_code": None}, "--:--:-- web reap exit code unknown"),
+        ("stop", {}, "--:--:-- web stop"),
+        (
+            "hook_failure",
+            {"name": "before_start", "error": "no\x07"},
+            "--:--:-- web hook_failure name before_start, error no\\x07",
+        ),
+        (
+            "gave_up",
+            {"reason": "exit code 3", "exit_code": 3, "tries": 5, "deaths": 12, "retry_in": 0.0},
+            "--:--:-- web gave_up exit code 3, after 5 tries",
+        ),
+    ],
+)
+def test_the_facts_of_an_event(event: str, payload: dict[str, Any], line: str) -> None:
+    (styled,) = render.event("web", event, payload)
+    assert re.sub(r"\x1b\[\d+m", "", styled) == line
+
+
+def test_a_crash_loop_is_told_in_full() -> None:
+    import click
+
+    assert [click.unstyle(line) for line in render.event("web", "flapping", FLAPPING)] == [
+        f"{time.strftime('%H:%M:%S', time.localtime(1))} web.3 flapping pid 812, "
+        "cannot execute: no such file, 2 deaths, retry in 7s",
+        "    | a",
+        "    | b",
+    ]
+
+
+# ---- text --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "-"),
+        (0, "0s"),
+        (0.34, "0.3s"),
+        (42.4, "42s"),
+        (59.7, "1m00s"),
+        (303, "5m03s"),
+        (14700, "4h05m"),
+        (273600, "3d4h"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert render.duration(seconds) == text
+
+
+@given(st.text())
+def test_no_text_commands_the_terminal(text: str) -> None:
+    assert render.clean(text).isprintable()
+
+
+@given(st.text(st.characters(categories=["L", "N", "P", "Zs"])))
+def test_plain_text_is_left_alone(text: str) -> None:
+    assert not text.isprintable() or render.clean(text) == text
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "present", "value"),
+    [
+        ("numprocesses", "3", 1, 3),
+        ("numprocesses", "three", 1, "three"),
+        ("numprocesses", "true", 1, "true"),
+        ("graceful_timeout", "0.5", 30.0, 0.5),
+        ("graceful_timeout", "NaN", 30.0, "NaN"),
+        ("graceful_timeout", "1e999", 30.0, "1e999"),
+        ("shell", "on", False, True),
+        ("shell", "0", True, False),
+        ("shell", "maybe", True, "maybe"),
+        ("cmd", "1", None, "1"),
+        ("executable", "true", None, "true"),
+        ("working_dir", "1", "/", "1"),
+        ("stop_signal", "QUIT 30 TERM", 15, "QUIT 30 TERM"),
+        ("umask", "022", None, "022"),
+        ("umask", "22", "027", "22"),
+        ("nice", "-5", None, -5),
+        ("copy_env", "Yes", None, True),
+        ("ready", "uptime:3", None, "uptime:3"),
+        ("some.key", "null", None, "null"),
+        ("some.key", "[1]", None, [1]),
+        ("some.key", "[" * 100_000, None, "[" * 100_000),
+        ("success_codes", "[0, 3]", [0], [0, 3]),
+        ("success_codes", "0, 3", [0], "0, 3"),
+        ("rlimit_nofile", "500", "100:200", 500),
+        ("rlimit_nofile", "500:1000", 500, "500:1000"),
+        ("rlimit_core", "infinity", None, "infinity"),
+        ("env", "A=1,B=x y", {}, {"A": "1", "B": "x y"}),
+        ("env", '{"A": "1"}', None, {"A": "1"}),
+        ("env", "A", {}, "A"),
+        (
+            "hooks",
+            "before_start:a.b,after_stop:c.d",
+            None,
+            {"before_start": "a.b", "after_stop": "c.d"},
+        ),
+        ("stdout_stream_conf", '{"class": "FileStream"}', {}, {"class": "FileStream"}),
+    ],
+)
+def test_typed_values(key: str, text: str, present: object, value: object) -> None:
+    read = convert(key, text, present)
+    assert (read, type(read)) == (value, type(value))
+
+
+@given(st.text(), st.text(), st.none() | st.booleans() | st.integers() | st.text())
+def test_every_value_can_be_sent(key: str, text: str, present: object) -> None:
+    values = converted([(key, text)], {key: present})
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+
+
+# ---- completion --------------------------------------------------------------------------
+
+
+def completed(*words: str) -> list[str]:
+    """What bash is told when the last of the words is to be completed."""
+    done = subprocess.run(
+        PROGRAM,
+        env={
+            **os.environ,
+            "_SYSUPCTL_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(["sysupctl", *words]),
+            "COMP_CWORD": str(len(words)),
+        },
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == ""
+    return [line.removeprefix("plain,") for line in done.stdout.splitlines() if line]
+
+
+def test_completion_knows_what_is_there(base: Path, daemon: CannedDaemon) -> None:
+    daemon.replies["list"] = {"watchers": ["db", "web", "web2"]}
+    daemon.replies["options"] = {"options": {"cmd": 1, "copy_env": 2, "uid": 3}}
+    assert completed("sta") == ["status", "stats", "start"]
+    assert completed("stop", "we") == ["web", "web2"]
+    assert completed("-a", "shop", "stop", "W") == ["web", "web2"]
+    assert completed("-a", "s") == ["shop"]
+    assert completed("get", "web", "c") == ["cmd", "copy_env"]
+    assert completed("set", "web", "u") == ["uid"]
+    assert completed("set", "web", "uid", "c") == []
+    assert completed("signal", "web", "us") == ["USR1", "USR2"]
+    assert completed("status", "--js") == ["--json"]
+
+
+def test_completion_is_silent_without_a_daemon(base: Path) -> None:
+    assert completed("stop", "we") == []
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_completion_scripts(base: Path, ctl: Run, shell: str) -> None:
+    code, out, _ = ctl("completion", shell)
+    assert code == 0
+    assert f"_SYSUPCTL_COMPLETE={shell}_complete" in out
+
+
+def test_the_completion_of_bash_is_valid(base: Path, ctl: Run) -> None:
+    script = ctl("completion", "bash").out
+    assert "_SYSUPCTL_COMPLETE=bash_complete" in script
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)

@@ -1,0 +1,89 @@
+"""The wire: shapes that clients depend on, and bytes that nobody should send."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sysup import protocol
+from sysup.protocol import Errno, InvalidJson, MessageError, Request
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=10,
+)
+
+
+def test_a_request_of_circus() -> None:
+    request = protocol.decode_request(
+        b'{"id": "75dd", "command": "INCR", "properties": {"name": "web", "waiting": true}}'
+    )
+    assert request == Request("incr", {"name": "web", "waiting": True}, "75dd")
+    assert request.waiting
+
+
+def test_a_cast_and_a_request_without_properties() -> None:
+    request = protocol.decode_request(b'{"command": "quit", "msg_type": "cast"}')
+    assert request == Request("quit", {}, None, cast=True)
+    assert not request.waiting
+    assert protocol.decode_request(b'{"command": "quit", "properties": null}').properties == {}
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": NaN'])
+def test_what_is_not_json(data: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        protocol.decode_request(data)
+    assert protocol.request_id(data) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"[]", b"1", b"null", b"{}", b'{"command": 1}', b'{"command": "a", "properties": 1}']
+)
+def test_json_of_another_shape(data: bytes) -> None:
+    with pytest.raises(MessageError):
+        protocol.decode_request(data)
+
+
+@given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
+def test_decoding_raises_nothing_else(data: bytes) -> None:
+    with contextlib.suppress(InvalidJson, MessageError):
+        protocol.decode_request(data)
+    protocol.request_id(data)
+
+
+@given(st.text(), st.dictionaries(st.text(), JSON), JSON, st.booleans())
+def test_requests_come_through(
+    command: str, properties: dict[str, object], request_id: object, cast: bool
+) -> None:
+    request = Request(command.lower(), properties, request_id, cast)
+    decoded = protocol.decode_request(protocol.encode_request(request))
+    assert decoded == Request(command.lower().lower(), properties, request_id, cast)
+
+
+def test_replies() -> None:
+    assert json.loads(protocol.ok({"numprocesses": 4}, "75dd", 12.5)) == {
+        "status": "ok",
+        "time": 12.5,
+        "numprocesses": 4,
+        "id": "75dd",
+    }
+    assert json.loads(protocol.ok({"status": "active"}, None, 12.5))["status"] == "active"
+    assert json.loads(protocol.error("program x not found", Errno.MESSAGE_ERROR, 7, 12.5)) == {
+        "status": "error",
+        "reason": "program x not found",
+        "tb": None,
+        "time": 12.5,
+        "errno": 3,
+        "id": 7,
+    }
+
+
+def test_topics() -> None:
+    assert protocol.topic("Web App", "reap") == b"watcher.web_app.reap"
+    assert protocol.split_topic(b"watcher.web_app.reap") == ("web_app", "reap")
+    assert protocol.split_topic(b"watcher.my.web.app.reap") == ("my.web.app", "reap")
