@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
@@ -102,6 +103,7 @@ class Daemon:
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
         self._log = own_log
+        extend_import_path(loaded)
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
@@ -471,6 +473,17 @@ def runtime_directory(loaded: Config) -> str:
     except OSError as error:
         raise SysupError(f"cannot make {path}: {error.strerror}") from None
     return path
+
+
+def extend_import_path(loaded: Config) -> None:
+    """Let stream classes be found beside the config, and where its environments point.
+
+    At the end of the path: nothing there can take the place of a module of ours.
+    """
+    paths = [os.path.dirname(loaded.path)]
+    for spec in loaded.watchers.values():
+        paths += [path for path in spec.env.get("PYTHONPATH", "").split(":") if path]
+    sys.path += [path for path in dict.fromkeys(paths) if path not in sys.path]
 
 
 def socket_access() -> tuple[int, int]:

@@ -176,6 +176,26 @@ def test_ten_megabytes_without_a_newline(sysupd: Start, tmp_path: Path) -> None:
     assert log.read_bytes() == b"x" * 10_000_000
 
 
+def test_a_class_of_ones_own_beside_the_config(sysupd: Start, tmp_path: Path) -> None:
+    (tmp_path / "mymodule.py").write_text(
+        "class MyStream:\n"
+        "    def __init__(self, filename, prefix=''):\n"
+        "        self.file, self.prefix = open(filename, 'wb', 0), prefix.encode()\n"
+        "    def __call__(self, data):\n"
+        "        self.file.write(self.prefix + b'%d ' % data['pid'] + data['data'])\n"
+        "    def close(self):\n"
+        "        self.file.close()\n"
+    )
+    daemon = sysupd(
+        "[watcher:w]\ncmd = sh -c 'echo one; exec sleep 1000'\n"
+        "stdout_stream.class = mymodule.MyStream\n"
+        f"stdout_stream.filename = {tmp_path}/my.log\nstdout_stream.prefix = >\n{GOOD}"
+    )
+    (pid,) = daemon.pids("w")
+    log = tmp_path / "my.log"
+    until(lambda: log.exists() and log.read_text() == f">{pid} one\n", "what the class wrote")
+
+
 def test_binary_output_is_kept_to_the_byte(sysupd: Start, tmp_path: Path) -> None:
     data = bytes(range(256)) * 4000
     (tmp_path / "data").write_bytes(data)
