@@ -39,6 +39,8 @@ TAIL = 2048
 """Bytes of the newest output that are remembered of each stream."""
 FIRST_LOOK = 0.01
 """Seconds between a death and the look through /proc; more deaths join in meanwhile."""
+LAZY_LOOK = 0.25
+"""The same where nobody waits for it: after a crash the successor is there already."""
 LOOK_SHARE = 5
 """A look that took t seconds is not repeated within LOOK_SHARE * t."""
 OUTPUT_LINES = 10
@@ -255,10 +257,13 @@ class Remains:
             self._empty = self._loop.create_future()
             await self._empty
 
-    def clear(self, body: Body, scope: str, on_released: Callable[[int], None]) -> None:
+    def clear(
+        self, body: Body, scope: str, on_released: Callable[[int], None], *, awaited: bool
+    ) -> None:
         """Begin with a body whose process has ended; `on_released(serial)` when it is gone.
 
         `scope` is the watcher's `stop_scope`: how much of the tree goes with the process.
+        `awaited`: a stop is not over before.
         """
         body.dead = True
         body.on_released = on_released
@@ -269,7 +274,7 @@ class Remains:
             self._kill(self._os.signal_group, body.process.pid, signal.SIGKILL)
             body.tree_empty = scope == "group"
         if not body.tree_empty:
-            self._plan_look(FIRST_LOOK)
+            self._plan_look(FIRST_LOOK if awaited else LAZY_LOOK)
         self._loop.call_soon(self.check, body)
 
     def abandon(self, body: Body) -> None:
@@ -306,8 +311,11 @@ class Remains:
             log.error("%s", error)
 
     def _plan_look(self, delay: float) -> None:
+        when = max(self._loop.time() + delay, self._not_before)
+        if self._look is not None and self._look.when() > when:
+            self._look.cancel()
+            self._look = None
         if self._look is None:
-            when = max(self._loop.time() + delay, self._not_before)
             self._look = self._loop.call_at(when, self._look_for_trees)
 
     def _look_for_trees(self) -> None:

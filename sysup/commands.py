@@ -57,8 +57,10 @@ class Later:
 class Properties:
     """A request's properties, read with their types; whatever is wrong is a MessageError."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], role: Role) -> None:
         self._values = values
+        self.role = role
+        """Of the peer that asks."""
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -179,7 +181,7 @@ def run(app: App, request: Request, role: Role) -> Reply | Later:
             f"permission denied: {request.command} needs the role '{entry.role}', this endpoint "
             f"has '{role}'; use the ipc endpoint, or set tcp_plain_role"
         )
-    return entry.run(app, Properties(request.properties))
+    return entry.run(app, Properties(request.properties, role))
 
 
 def find(app: App, name: str) -> Watcher:
@@ -274,14 +276,21 @@ def numwatchers(app: App, p: Properties) -> Reply:
 @command(Role.READ)
 def options(app: App, p: Properties) -> Reply:
     """All options of a watcher."""
-    return {"options": config.options(find(app, p.text("name")).spec)}
+    return {"options": visible(config.options(find(app, p.text("name")).spec), p.role)}
 
 
 @command(Role.READ)
 def get(app: App, p: Properties) -> Reply:
     """Some options of a watcher."""
     spec = find(app, p.text("name")).spec
-    return {"options": {key: config.get(spec, key) for key in p.strings("keys")}}
+    return {"options": visible({key: config.get(spec, key) for key in p.strings("keys")}, p.role)}
+
+
+def visible(options: dict[str, Any], role: Role) -> dict[str, Any]:
+    """What a role may see of options: environments hold secrets."""
+    if role is Role.READ and isinstance(options.get("env"), dict):
+        return {**options, "env": dict.fromkeys(options["env"], "(hidden)")}
+    return options
 
 
 @command(Role.READ)

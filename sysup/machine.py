@@ -365,7 +365,7 @@ class Lifecycle:
         self.expected = frozenset()
         if ready_delay(self.spec) > 0:
             return State.STARTING, []
-        return self._ready(event, now)
+        return State.RUNNING, []
 
     def _spawn_failed(self, event: SpawnFailed, now: float) -> tuple[State, list[Action]]:
         self.reason = event.reason

@@ -148,6 +148,8 @@ def _retire(goal: Goal, current: list[Slot], old: list[Slot], now: float) -> lis
     one spare: a process that is up just now, between two crashes, is no reason to stop one
     that works.
     """
+    if not old:
+        return []
     useless = [s for s in old if s.life.state in NOT_SERVING]
     serving = [s for s in old if s.life.state not in NOT_SERVING]
     strong = [s for s in serving if s.life.proven(now)]

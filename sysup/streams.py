@@ -161,7 +161,8 @@ class Sink:
 
     def reopen(self) -> None:
         """Open the file again by its name, at once."""
-        lib.sink_reopen(self._place.native)
+        if self._place.is_open:
+            lib.sink_reopen(self._place.native)
 
     def close(self) -> None:
         """Give it up; streams that were added to it are still written to their end."""
@@ -189,6 +190,14 @@ class _Place:
         self.native = native
         self._pump.places[self.id] = self
         self._pump.shared[self._key] = self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the native sink is there; it may be closing."""
+        return self.id in self._pump.places
+
+    def is_held_by(self, sink: Sink) -> bool:
+        return sink in self._sinks
 
     def hold(self, sink: Sink) -> None:
         self._sinks.append(sink)
@@ -414,9 +423,11 @@ class Pump:
             tail: bytes of the newest output to remember.
             on_eof: called once all that was written is where it belongs.
 
-        Raises OSError.
+        Raises OSError; ValueError for a sink that was closed.
         """
         place = sink._place
+        if not place.is_held_by(sink):
+            raise ValueError(f"cannot add a stream to {sink.name}: it is closed")
         stream = Stream(next(self.ids), pid, place, tail, on_eof)
         style, _memory = sink._style.of(pid) if sink._style else (ffi.NULL, [])
         native = ffi.new("struct stream **")

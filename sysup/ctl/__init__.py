@@ -52,7 +52,7 @@ wait_option = click.option(
     "--waiting",
     "wait",
     default=True,
-    help="Wait for the outcome, or only see the command accepted.  [default: wait]",
+    help="Wait for the outcome (the default), or only for the command to be accepted.",
 )
 match_option = click.option(
     "--match",
@@ -159,7 +159,7 @@ def dstats() -> None:
     """Show memory and CPU time of the daemon itself."""
     reply = session().call("dstats")
     info = reply["info"]
-    session().show(reply, render.stats({"sysupd": {str(info["pid"]): info}}))
+    session().show(reply, render.stats({"daemon": {str(info.get("pid", 0)): info}}))
 
 
 @cli.command()
@@ -172,7 +172,7 @@ def options(name: str) -> None:
 
 @cli.command()
 @name_argument
-@click.argument("keys", nargs=-1, required=True, shell_complete=complete_option)
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True, shell_complete=complete_option)
 def get(name: str, keys: tuple[str, ...]) -> None:
     """Print some options of a watcher."""
     reply = session().call("get", name=name, keys=list(keys))

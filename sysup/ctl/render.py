@@ -230,6 +230,7 @@ STATS_COLUMNS = (
     *("NAME", "PID", "USER", "NICE", "RSS", "VSZ"),
     *("CPU%", "MEM%", "CTIME", "AGE", "COMMAND"),
 )
+STATS_KEYS = ("username", "nice", "mem_info1", "mem_info2", "cpu", "mem", "ctime")
 
 
 def stats(infos: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -248,15 +249,13 @@ def _stats_rows(name: str, pid: str, info: Any, indent: str = "") -> Iterator[li
         return
     age = info.get("age")
     wid = f".{info['wid']}" if "wid" in info else ""
+    figures = [info.get(key, "") for key in STATS_KEYS]
     yield [
         f"{clean(name)}{wid}",
         pid,
-        *(
-            clean(info.get(key, ""))
-            for key in ("username", "nice", "mem_info1", "mem_info2", "cpu", "mem", "ctime")
-        ),
+        *("" if figure is None else clean(figure) for figure in figures),
         duration(age) if isinstance(age, (int, float)) else "",
-        indent + clean(info.get("cmdline", "")),
+        indent + clean(info.get("cmdline") or ""),
     ]
     for child in info.get("children", ()):
         child_pid = str(child.get("pid", "")) if isinstance(child, Mapping) else ""

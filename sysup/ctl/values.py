@@ -20,6 +20,9 @@ TEXT_OPTIONS = frozenset(
 )
 """Options whose values are text, or lists written as text, even where they look like a number."""
 
+FAMILIES = ("stdout_stream.", "stderr_stream.", "hooks.")
+"""Beginnings of dotted names that are no free-form ones, though a watcher may not show them."""
+
 WORDS = {
     **dict.fromkeys(("true", "yes", "on"), True),
     **dict.fromkeys(("false", "no", "off"), False),
@@ -31,9 +34,14 @@ def converted(pairs: Iterable[tuple[str, str]], present: Mapping[str, Any]) -> d
 
     Args:
         pairs: names and typed values.
-        present: the values that the watcher's options have now.
+        present: the values that the watcher's options have now; empty if there is no watcher.
     """
-    return {key: convert(key, text, present.get(key)) for key, text in pairs}
+    values = {}
+    for key, text in pairs:
+        # A dotted name that the watcher hasn't got is a free-form one, and those are text.
+        free = present and key not in present and "." in key and not key.startswith(FAMILIES)
+        values[key] = text if free else convert(key, text, present.get(key))
+    return values
 
 
 def convert(key: str, text: str, present: object = None) -> Any:
@@ -54,7 +62,7 @@ def convert(key: str, text: str, present: object = None) -> Any:
         return text
     if text.lower() in WORDS:
         return WORDS[text.lower()]
-    return _literal(text, (int, float, list, dict))
+    return _literal(text, (int, float, str, list, dict))
 
 
 def _literal(text: str, kinds: tuple[type, ...]) -> Any:

@@ -1,0 +1,121 @@
+"""Print docs/sysupctl.md: every command, from the declarations of sysupctl itself.
+
+python -m docs.sysupctl > docs/sysupctl.md
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+import click
+
+from sysup.ctl import cli
+from sysup.ctl.session import Command, common_options
+
+HEAD = """\
+# sysupctl
+
+Printed from `sysup/ctl/` by `docs/sysupctl.py`; a test compares the two.
+
+    $ sysupctl status
+    NAME    STATE     READY  PID  UPTIME  RESTARTS  RETRY  REASON
+    broken  flapping  0/1    -    -       3         7s     exit code 3
+        | cannot find the database
+    web     active    4/4    -    3d4h    0         -      -
+
+## Which daemon
+
+The first of these that is said:
+
+1. `--endpoint ENDPOINT`, or `-a APP`: the app's socket in its runtime directory;
+2. the endpoint in the environment variable `SYSUPCTL_ENDPOINT`, or `CIRCUSCTL_ENDPOINT`;
+3. the one app that is running. If several are, they are named, and `-a` chooses.
+
+Runtime directories are in `/run/sysup` and, for other users than root, first in
+`$XDG_RUNTIME_DIR/sysup` (`/tmp/sysup-UID` without that variable). `SYSUP_RUNTIME_DIR` stands in
+for all of them. A socket that nobody listens at, or that you may not use, is told at once.
+
+## Output
+
+Tables with columns that line up, coloured on a terminal (not with `NO_COLOR` set). In a pipe they
+are plain; an empty cell is `-`, so columns can be counted, and only the last one has blanks in
+it. Control characters in what processes wrote are spelled out. `--json` prints the daemon's
+reply as it came, in one line, also if it is a refusal; `--prettify` indents it. Errors go to
+standard error: `error: REASON`.
+
+## Waiting
+
+Commands that change something end when it is done, and say what was: up to 600 seconds, or
+`--timeout`. `--no-wait` ends when the daemon has accepted the command. If the daemon ends
+meanwhile, sysupctl notices. `--waiting`, which circusctl needs for it, is taken, too.
+
+## Exit codes
+
+| Code | Meaning |
+|---|---|
+| 0 | done; of `status`: all that is wanted runs |
+| 1 | refused, or failed; or the reader of the output has gone |
+| 2 | wrong usage |
+| 3 | of `status` alone: something that is wanted does not run |
+| 4 | the daemon can't be reached or did not answer in time; of `status`: there is no such watcher |
+| 130 | interrupted by Ctrl-C (`listen` ends with 0) |
+
+A watcher that somebody stopped, or that doesn't start by itself, isn't wanted; asked for by name
+it is.
+
+## Coming from circusctl
+
+The command lines of circusctl work, but for `ipython`, `--ssh`, `--help COMMAND` (it is `COMMAND
+--help`) and the shell. The exit code of a refusal is 1, not 3. `list` prints a name a line.
+`rm --nostop` and `kill --graceful_timeout` do what they say. `listen` finds the event endpoint by
+itself.
+"""
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join([HEAD, *_common(), *_commands()])
+
+
+def _common() -> Iterator[str]:
+    yield "## Common options\n"
+    yield "Before the command's name or after it.\n"
+    yield from _options(common_options())
+
+
+def _commands() -> Iterator[str]:
+    yield "## Commands\n"
+    for command in cli.commands.values():
+        assert isinstance(command, Command)
+        yield f"### {command.name}\n"
+        yield f"    sysupctl {_usage(command)}\n"
+        yield f"{inspect.cleandoc(command.help or '')}\n"
+        own = [param for param in command.params if param not in command.common]
+        yield from _options([param for param in own if isinstance(param, click.Option)])
+
+
+def _usage(command: Command) -> str:
+    words = [command.name or ""]
+    if any(isinstance(p, click.Option) and p not in command.common for p in command.params):
+        words.append("[OPTIONS]")
+    for param in command.params:
+        if isinstance(param, click.Argument):
+            word = param.metavar or f"{param.name or ''}".upper() + "..." * (param.nargs < 0)
+            words.append(word if param.required or "[" in word else f"[{word}]")
+    return " ".join(words)
+
+
+def _options(options: list[click.Option]) -> Iterator[str]:
+    for option in options:
+        names = ", ".join([*option.opts, *option.secondary_opts])
+        value = option.metavar or ""
+        if isinstance(option.type, click.Choice):
+            value = "|".join(option.type.choices)
+        yield f"- `{f'{names} {value}'.strip()}`: {option.help}"
+    if options:
+        yield ""
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,131 @@
+"""Circus's own client, from its package, commands a sysupd."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import socket
+import subprocess
+
+import pytest
+
+from tests.e2e.conftest import Start
+from tests.e2e.harness import PROGRAMS, Daemon
+
+INI = """\
+[circus]
+check_delay = 5
+endpoint = tcp://127.0.0.1:{port}
+pubsub_endpoint = tcp://127.0.0.1:{pubsub}
+
+[watcher:web]
+cmd = sleep 1000
+numprocesses = 2
+
+[env:web]
+PASSWORD = secret
+"""
+
+
+def free_ports() -> tuple[int, int]:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("", 0)) as two:
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+@pytest.fixture
+def ports() -> tuple[int, int]:
+    return free_ports()
+
+
+@pytest.fixture
+def daemon(sysupd: Start, ports: tuple[int, int]) -> Daemon:
+    return sysupd(INI.format(port=ports[0], pubsub=ports[1]))
+
+
+def circusctl(endpoint: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [PROGRAMS / "circusctl", "--endpoint", endpoint, *args],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+
+
+def test_over_ipc_it_commands(daemon: Daemon) -> None:
+    def ask(*args: str) -> str:
+        done = circusctl(f"ipc://{daemon.runtime}/control", *args)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert ask("status") == "web: active"
+    assert ask("status", "web") == "active"
+    assert ask("list") == "web"
+    assert ask("list", "web") == ",".join(map(str, daemon.pids("web")))
+    assert ask("numwatchers") == "1"
+    assert ask("incr", "web", "--waiting") == "3"
+    assert ask("decr", "web", "2", "--waiting") == "1"
+    assert re.search(r"^\d+: \d+  sleep root 0 ", ask("stats", "web"), re.M)
+    assert "Main Process" in ask("dstats")
+    assert "PASSWORD" in ask("get", "web", "env")
+    assert "secret" in ask("get", "web", "env")
+    assert ask("set", "web", "graceful_timeout", "3") == "ok"
+    assert ask("get", "web", "graceful_timeout") == "graceful_timeout: 3.0"
+    assert ask("signal", "web", "HUP") == "ok"
+    assert ask("stop", "web", "--waiting") == "ok"
+    assert ask("status", "web") == "stopped"
+    assert ask("start", "web", "--waiting") == "ok"
+    assert ask("reload", "web", "--waiting") == "ok"
+    assert ask("restart", "web", "--waiting") == "ok"
+    assert ask("add", "--start", "other", "sleep", "99") == "ok"
+    assert ask("rm", "other") == "ok"
+    assert ask("reloadconfig", "--waiting") == "ok"
+    assert ask("options", "web").startswith("cmd: sleep 1000")
+    assert ask("quit") == "ok"
+    assert daemon.process.wait(20) == 0
+
+
+def test_over_plain_tcp_it_reads_and_is_refused_the_rest(
+    daemon: Daemon, ports: tuple[int, int]
+) -> None:
+    endpoint = f"tcp://127.0.0.1:{ports[0]}"
+    for command in ("status", "list", "stats", "dstats", "options web", "numprocesses web"):
+        done = circusctl(endpoint, *command.split())
+        assert done.returncode == 0, done.stderr
+        assert "secret" not in done.stdout
+    before = daemon.pids("web")
+    for command in ("stop web", "incr web", "set web cmd ls", "add x ls", "rm web", "quit"):
+        done = circusctl(endpoint, *command.split())
+        assert done.returncode == 3
+        assert "permission denied" in done.stderr
+        assert "ipc" in done.stderr
+    assert daemon.pids("web") == before
+
+
+def test_an_unknown_watcher_reads_as_in_circus(daemon: Daemon) -> None:
+    done = circusctl(f"ipc://{daemon.runtime}/control", "incr", "nope")
+    assert done.returncode == 3
+    assert "error: program nope not found" in done.stderr
+
+
+def test_its_consumer_hears_the_events(daemon: Daemon, ports: tuple[int, int]) -> None:
+    script = (
+        "from circus.consumer import CircusConsumer as C\n"
+        f"c = C(['watcher.'], endpoint='tcp://127.0.0.1:{ports[1]}')\n"
+        "print('ready', flush=True)\n"
+        "for topic, message in c:\n"
+        "    print(topic, message, flush=True)\n"
+    )
+    listener = subprocess.Popen(
+        [PROGRAMS / "python", "-W", "ignore", "-c", script], stdout=subprocess.PIPE
+    )
+    with listener:
+        assert listener.stdout is not None
+        assert listener.stdout.readline() == b"ready\n"
+        heard = b""
+        while b"watcher.web.updated" not in heard:
+            daemon.call("set", name="web", options={"warmup_delay": 0}, waiting=True)
+            if select.select([listener.stdout], [], [], 0.05)[0]:
+                heard += os.read(listener.stdout.fileno(), 4096)
+        listener.kill()
