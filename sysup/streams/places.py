@@ -19,6 +19,8 @@ MAX_LINE = 65536
 FILE_MODE = 0o666
 """Of a log that is created, less the daemon's umask."""
 
+UINT32_MAX = 2**32 - 1
+
 Tell = Callable[[str | None], None]
 """Told why a place fails ("cannot write ..."), and None when it works again."""
 
@@ -49,8 +51,8 @@ class FileOptions:
                 "flags": lib.SINK_BORROWED_FD if fd >= 0 else 0,
                 "max_bytes": self.max_bytes,
                 "backup_count": self.backup_count,
-                "refresh_ms": round(self.refresh_time * 1000),
-                "max_line": self.max_line,
+                "refresh_ms": min(round(self.refresh_time * 1000), UINT32_MAX),
+                "max_line": min(self.max_line, UINT32_MAX),
                 "mode": FILE_MODE,
             },
         )

@@ -200,6 +200,11 @@ def test_a_full_batch_does_not_wait(house: House, tmp_path: Path) -> None:
     os.close(writing)
 
 
+def test_enormous_options(house: House, tmp_path: Path) -> None:
+    house.pour(house.file(tmp_path / "log", refresh_time=1e12, max_line=1 << 50), b"one\n")
+    assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
 def test_options_change_in_use(house: House, tmp_path: Path) -> None:
     _, writing = house.stream(house.file(tmp_path / "log", refresh_time=3600))
     write_all(writing, b"one\n")
