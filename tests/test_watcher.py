@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import signal
 from dataclasses import replace
 from typing import Any
@@ -678,7 +679,7 @@ def test_the_loop_gets_its_turn_between_many_spawns(world: World) -> None:
     world.loop.call_soon(turn)
     for start in starts:
         world.run(_end(start))
-    assert max(b - a for a, b in zip(turns, turns[1:], strict=False)) <= 4
+    assert max(b - a for a, b in itertools.pairwise(turns)) <= 4
 
 
 # ---- the end -----------------------------------------------------------------------------
