@@ -260,10 +260,17 @@ static int set_groups(struct child *child)
     return checked(syscall(SYS_setgroups32, child->spec->n_groups, child->spec->groups));
 }
 
+/* The kernel would take 2^32 for root and 2^32 - 1 for "as it is", which is root as well. */
+static int set_ids(long call, int64_t id)
+{
+    if (id >= UINT32_MAX)
+        return -EINVAL;
+    return id < 0 ? 0 : checked(syscall(call, id, id, id));
+}
+
 static int set_gid(struct child *child)
 {
-    int64_t gid = child->spec->gid;
-    return gid < 0 ? 0 : checked(syscall(SYS_setresgid32, gid, gid, gid));
+    return set_ids(SYS_setresgid32, child->spec->gid);
 }
 
 /* Needs CAP_SETPCAP, so before the uid is changed; that would also empty the permitted
@@ -287,8 +294,7 @@ static int bound_capabilities(struct child *child)
 
 static int set_uid(struct child *child)
 {
-    int64_t uid = child->spec->uid;
-    return uid < 0 ? 0 : checked(syscall(SYS_setresuid32, uid, uid, uid));
+    return set_ids(SYS_setresuid32, child->spec->uid);
 }
 
 /* The ambient set is what a program without file capabilities starts with; a capability

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import logging.handlers
 import os
 import sys
-from typing import ClassVar
 
 import click
 
 from sysup import __version__
 from sysup.config import Config, ConfigError
 from sysup.daemon import Daemon, load
+from sysup.log import Log
 from sysup.protocol import SysupError
 
 EX_CONFIG = 78
@@ -54,17 +52,18 @@ def main(
         click.echo(f"{file}: ok, {len(loaded.watchers)} watchers")
         return
     options = loaded.daemon
-    set_up_log(log_level or options.loglevel or "info", log_output or options.logoutput or "-")
+    level = log_level or ("debug" if options.debug else options.loglevel)
     try:
-        sys.exit(asyncio.run(run(loaded, pidfile or options.pidfile)))
+        own_log = Log(level, log_output or options.logoutput)
+        sys.exit(asyncio.run(run(loaded, own_log, pidfile or options.pidfile)))
     except SysupError as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
 
 
-async def run(loaded: Config, pidfile: str | None) -> int:
+async def run(loaded: Config, own_log: Log, pidfile: str | None) -> int:
     """Run an app to its end; returns the daemon's exit status."""
-    daemon = Daemon(loaded, asyncio.get_running_loop())
+    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log)
     if pidfile:
         write_pidfile(pidfile)
     try:
@@ -87,43 +86,6 @@ def write_pidfile(path: str) -> None:
             file.write(f"{os.getpid()}\n")
     except OSError as error:
         raise SysupError(f"cannot write {path}: {error.strerror}") from None
-
-
-class Formatter(logging.Formatter):
-    """`12:00:01 warning web.3: flapping`, the level in colour on a terminal."""
-
-    COLOURS: ClassVar[dict[str, str]] = {
-        "WARNING": "yellow",
-        "ERROR": "red",
-        "CRITICAL": "red",
-        "DEBUG": "bright_black",
-    }
-
-    def __init__(self, coloured: bool) -> None:
-        super().__init__("%(asctime)s %(level)s %(message)s", "%H:%M:%S")
-        self._coloured = coloured
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line."""
-        level = record.levelname.lower()
-        colour = self.COLOURS.get(record.levelname)
-        record.level = click.style(level, fg=colour) if self._coloured and colour else level
-        return super().format(record)
-
-
-def set_up_log(level: str, output: str) -> None:
-    """Send the daemon's own log to standard error (`-`) or a file that may be rotated."""
-    handler: logging.Handler
-    if output in ("-", "stdout"):
-        handler = logging.StreamHandler()
-        handler.setFormatter(Formatter(sys.stderr.isatty() and "NO_COLOR" not in os.environ))
-    else:
-        try:
-            handler = logging.handlers.WatchedFileHandler(output)
-        except OSError as error:
-            raise SysupError(f"cannot log to {output}: {error.strerror}") from None
-        handler.setFormatter(Formatter(False))
-    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import stat
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
@@ -23,7 +24,8 @@ from typing import Any
 from sysup import config, protocol
 from sysup.config import Changes, Config, ConfigError, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
-from sysup.process import OS, become_subreaper, raise_nofile
+from sysup.log import Log
+from sysup.process import OS, become_subreaper, identity, raise_nofile
 from sysup.protocol import MessageError, SysupError
 from sysup.sockets import Sockets
 from sysup.stats import Stats
@@ -85,9 +87,10 @@ class Daemon:
     Args:
         loaded: its config.
         loop: a running loop.
+        own_log: the daemon's log.
     """
 
-    def __init__(self, loaded: Config, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loaded: Config, loop: asyncio.AbstractEventLoop, own_log: Log) -> None:
         self.config = loaded
         self.loop = loop
         self.watchers: dict[str, Watcher] = {}
@@ -99,6 +102,10 @@ class Daemon:
         self._reaping: asyncio.TimerHandle | None = None
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
+        self._log = own_log
+        extend_import_path(loaded)
+        if loaded.daemon.umask is not None:
+            os.umask(loaded.daemon.umask)
         become_subreaper()
         self._nofile = raise_nofile()
         self._stats = Stats()
@@ -116,18 +123,31 @@ class Daemon:
         """Run the app until it is told to end; returns the daemon's exit status."""
         self._watch_signals()
         self.loop.add_reader(self._pump.fileno(), self._pump.dispatch)
+        self._log.pump(self._pump)
         for problem in self.config.problems:
             log.warning("%s", problem)
-        self._serve()
         self._open_sockets(self.config.sockets.values())
         for spec in self.config.watchers.values():
             self._adopt(spec)
+        self._job(self._boot())
+        await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
+        self._serve()
         self._tick()
-        self._job(self.start_all())
         log.info("%s: %d watchers", self.config.app, len(self.watchers))
         await self._ended.wait()
         await self._shut_down()
         return self.exit_status
+
+    async def _boot(self) -> None:
+        """Begin to start what starts by itself: high priority first."""
+        pause = self.config.daemon.warmup_delay
+        for number, watcher in enumerate(self._autostarting()):
+            if pause and number:
+                await asyncio.sleep(pause)
+            watcher.begin_start()
+
+    def _autostarting(self) -> list[Watcher]:
+        return [watcher for watcher in self._by_priority() if watcher.spec.autostart]
 
     def quit(self, exit_status: int | None = None) -> None:
         """Stop everything and end; called once more, don't wait for anybody."""
@@ -165,8 +185,8 @@ class Daemon:
             watcher.close()
         self._os.kill_strangers()
         self.loop.remove_reader(self._pump.fileno())
-        if lost := self._pump.stop(FLUSH):
-            log.error("%d bytes of output could not be written", lost)
+        self._log.stop_pumping()
+        self._pump.stop(FLUSH)
         self._control.close()
         self._sockets.close()
         self._lock.close()
@@ -236,6 +256,7 @@ class Daemon:
         """An endpoint of the config: over plain TCP anybody may connect."""
         if endpoint.startswith("ipc://"):
             self._control.serve(endpoint, Role.ADMIN)
+            self._give_to_owner(endpoint)
             return
         plain = self.config.daemon.tcp_plain_role
         role = plain or Role.READ
@@ -246,6 +267,12 @@ class Daemon:
             role,
             "" if plain else "; set tcp_plain_role = admin to command over it",
         )
+
+    def _give_to_owner(self, endpoint: str) -> None:
+        """An ipc endpoint belongs to `endpoint_owner`, who commands over it like us."""
+        if owner := self.config.daemon.endpoint_owner:
+            uid = identity(owner, None, None).uid
+            os.chown(endpoint.removeprefix("ipc://"), -1 if uid is None else uid, -1)
 
     def _bind(self, endpoint: str, bind: Callable[[str], None]) -> None:
         try:
@@ -328,9 +355,7 @@ class Daemon:
         """Start what is to be started by itself: high priority first."""
         pause = self.config.daemon.warmup_delay
         started: list[asyncio.Task[Any]] = []
-        for watcher in self._by_priority():
-            if not watcher.spec.autostart:
-                continue
+        for watcher in self._autostarting():
             if pause and started:
                 await asyncio.sleep(pause)
             started.append(self.loop.create_task(watcher.start()))
@@ -448,6 +473,17 @@ def runtime_directory(loaded: Config) -> str:
     except OSError as error:
         raise SysupError(f"cannot make {path}: {error.strerror}") from None
     return path
+
+
+def extend_import_path(loaded: Config) -> None:
+    """Let stream classes be found beside the config, and where its environments point.
+
+    At the end of the path: nothing there can take the place of a module of ours.
+    """
+    paths = [os.path.dirname(loaded.path)]
+    for spec in loaded.watchers.values():
+        paths += [path for path in spec.env.get("PYTHONPATH", "").split(":") if path]
+    sys.path += [path for path in dict.fromkeys(paths) if path not in sys.path]
 
 
 def socket_access() -> tuple[int, int]:

@@ -285,16 +285,16 @@ class Watcher:
     def apply(self, spec: WatcherSpec, impacts: Collection[Impact]) -> None:
         """Take new options over; the processes follow as each change needs.
 
-        Raises SysupError with the limits that can't be set on processes that run; all else
-        is done.
+        Raises SysupError, and then the options stay, when a process can't be given a limit.
         """
+        if Impact.LIMITS in impacts:
+            self._limit_running(spec)
         if Impact.RELOAD in impacts:
             self._next_generation(sequential=False)
         self._replace_spec(spec)
-        self.board.wake(self)
         if Impact.LIMITS in impacts:
             self._break_moulds()
-            self._limit_running()
+        self.board.wake(self)
 
     async def kill(
         self, pid: int | None, signum: int | None, graceful_timeout: float | None
@@ -406,7 +406,8 @@ class Watcher:
         if again_at is not None:
             self._again = self.board.loop.call_at(again_at, self.board.wake, self)
         state = self.state
-        if state != self._published and state in ("active", "stopped"):
+        up = any(place.life.state is State.RUNNING for place in self.places.values())
+        if state != self._published and (state == "stopped" or (state == "active" and up)):
             self._publish("start" if state == "active" else "stop")
             self._published = state
         self._answer_waiters()
@@ -513,11 +514,11 @@ class Watcher:
             os.signal_group(body.process.pid, signum)
         os.signal(body.process, signum)
 
-    def _limit_running(self) -> None:
+    def _limit_running(self, spec: WatcherSpec) -> None:
         """Change the limits of what runs. Raises SysupError with all that can't be."""
         failed = []
         for _, body in self.bodies:
-            for limit in self.spec.rlimits:
+            for limit in spec.rlimits:
                 try:
                     self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
                 except SysupError as error:

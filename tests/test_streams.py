@@ -73,6 +73,12 @@ class House:
         self.until(lambda: self.pump.heartbeat > before)
         self.pump.dispatch()
 
+    def is_quiet(self) -> bool:
+        """Whether the pump's thread sleeps unless it is asked to look around."""
+        before = self.pump.heartbeat
+        self.turn()
+        return self.pump.heartbeat == before + 1
+
     def pour(self, sink: Sink, data: bytes) -> Stream:
         """Write all of a process's life, and wait for its end."""
         stream, writing = self.stream(sink)
@@ -351,6 +357,7 @@ def test_options_change_in_use(house: House, tmp_path: Path) -> None:
 def test_waiting_streams_cost_no_turn(house: House, tmp_path: Path) -> None:
     sink = house.file(tmp_path / "log")
     house.pour(sink, b"one\n")
+    house.until(house.is_quiet)
     before = house.pump.heartbeat
     pipes = [house.stream(sink)[1] for _ in range(50)]
     house.turn()
@@ -371,6 +378,17 @@ def test_the_end_is_told_after_the_last_byte_is_written(house: House, tmp_path: 
     os.close(writing)
     house.until(lambda: seen)
     assert seen == [b"last words"]
+
+
+def test_a_copy_of_the_descriptor_does_no_harm(house: House, tmp_path: Path) -> None:
+    """A process that is just being started may have one; epoll(7) tells of it on and on."""
+    reading, writing = os.pipe()
+    copy = os.dup(reading)
+    stream = house.pump.add(reading, 1, house.file(tmp_path / "log"))
+    os.close(writing)
+    house.until(lambda: stream.ended)
+    house.until(house.is_quiet)
+    os.close(copy)
 
 
 def test_the_end_waits_for_a_slow_sink(house: House) -> None:
@@ -676,6 +694,7 @@ def test_a_slow_reader_of_stdout_stops_nobody_else(house: House, tmp_path: Path)
     feeding = threading.Thread(target=write_and_close, args=(writing, data))
     feeding.start()
     house.until(lambda: stream.bytes_read > 131_072)  # more than its pipe took
+    house.until(house.is_quiet)
     house.pour(house.file(tmp_path / "log"), b"fine\n" * 50_000)
     got = b""
     while len(got) < len(data):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sysup.config import FlappingSpec, Impact, Restart, Rlimit, StopStage
+from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
 from sysup.watcher import REPORT_WITHIN, TURN, Superseded, Watcher
@@ -342,15 +342,14 @@ def test_limits_are_set_on_what_runs_and_on_what_comes(world: World) -> None:
     assert world.os.born[103][2].rlimits == (("nofile", 64, 64),)
 
 
-def test_a_limit_that_cannot_be_set_holds_for_what_comes(world: World) -> None:
+def test_a_limit_that_cannot_be_set_changes_no_option(world: World) -> None:
     watcher = up(world, numprocesses=2)
     world.os.forbidden = {101}
     with pytest.raises(SysupError, match="cannot set rlimit_nofile of process 101"):
-        world.run(watcher.set_options({"rlimit_nofile": 64}))
-    assert world.os.limits == [(102, "nofile", 64, 64)]
-    assert watcher.spec.rlimits == (Rlimit("nofile", 64, 64),)
-    world.run(watcher.scale(1))
-    assert world.os.born[103][2].rlimits == (("nofile", 64, 64),)
+        world.run(watcher.set_options({"rlimit_nofile": 64, "cmd": "new"}))
+    assert (watcher.spec.rlimits, watcher.spec.cmd) == ((), "web")
+    world.loop.advance(5.0)
+    assert pids(watcher) == [101, 102]
 
 
 # ---- kill, signal, age -------------------------------------------------------------------

@@ -398,7 +398,7 @@ class DaemonSpec:
     tcp_plain_role: Role | None = option(
         Choice(*Role), None, "what anyone who can reach a plain TCP endpoint may do"
     )
-    endpoint_owner: str | None = option(Account(), None, "owner of the `ipc://` sockets")
+    endpoint_owner: str | None = option(Account(), None, "owner of an `ipc://` endpoint")
     statsd: bool = option(Later(FLAG), False, "publish statistics")
     multicast_endpoint: str | None = option(
         Later(Text(r"udp://[^\s/]+:\d+", "udp://GROUP:PORT")), None, "discovery by multicast"
@@ -409,14 +409,14 @@ class DaemonSpec:
     httpd_host: str | None = option(Later(TEXT), None, "address of the web console")
     httpd_port: int | None = option(Later(PORT), None, "port of the web console")
     debug: bool = option(FLAG, False, "log at level debug")
-    debug_gc: bool = option(FLAG, False, "report what Python's collector cannot free")
+    debug_gc: bool = option(Later(FLAG), False, "report what Python's collector cannot free")
     pidfile: str | None = option(PATH, None, "file for the daemon's process id")
     loglevel: str = option(
         Choice("debug", "info", "warning", "error", "critical"), "info", "what to log"
     )
-    logoutput: str = option(TEXT, "-", "file to log to; `-`: standard error")
-    loggerconfig: str | None = option(PATH, None, "file that configures Python's logging")
-    fqdn_prefix: str | None = option(TEXT, None, "name put before the host's")
+    logoutput: str = option(TEXT, "-", "file to log to, or `syslog://...`; `-`: standard error")
+    loggerconfig: str | None = option(Later(PATH), None, "file that configures Python's logging")
+    fqdn_prefix: str | None = option(Later(TEXT), None, "name put before the host's")
     runtime_dir: str | None = option(
         Text(r"(?s)/.*", "an absolute path"), None, "directory of the control sockets"
     )

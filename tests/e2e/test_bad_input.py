@@ -176,6 +176,26 @@ def test_ten_megabytes_without_a_newline(sysupd: Start, tmp_path: Path) -> None:
     assert log.read_bytes() == b"x" * 10_000_000
 
 
+def test_a_class_of_ones_own_beside_the_config(sysupd: Start, tmp_path: Path) -> None:
+    (tmp_path / "mymodule.py").write_text(
+        "class MyStream:\n"
+        "    def __init__(self, filename, prefix=''):\n"
+        "        self.file, self.prefix = open(filename, 'wb', 0), prefix.encode()\n"
+        "    def __call__(self, data):\n"
+        "        self.file.write(self.prefix + b'%d ' % data['pid'] + data['data'])\n"
+        "    def close(self):\n"
+        "        self.file.close()\n"
+    )
+    daemon = sysupd(
+        "[watcher:w]\ncmd = sh -c 'echo one; exec sleep 1000'\n"
+        "stdout_stream.class = mymodule.MyStream\n"
+        f"stdout_stream.filename = {tmp_path}/my.log\nstdout_stream.prefix = >\n{GOOD}"
+    )
+    (pid,) = daemon.pids("w")
+    log = tmp_path / "my.log"
+    until(lambda: log.exists() and log.read_text() == f">{pid} one\n", "what the class wrote")
+
+
 def test_binary_output_is_kept_to_the_byte(sysupd: Start, tmp_path: Path) -> None:
     data = bytes(range(256)) * 4000
     (tmp_path / "data").write_bytes(data)
@@ -250,3 +270,29 @@ def test_wrong_requests(
     reply = daemon.call(request_[0], **request_[1])
     assert (reply["status"], reply["errno"]) == ("error", errno)
     assert words in reply["reason"]
+
+
+def test_a_standard_error_that_nobody_reads_does_not_hold_the_daemon_up(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    runtime = tmp_path_factory.mktemp("run")
+    file = tmp_path / "app.ini"
+    file.write_text(GOOD)
+    reading, writing = os.pipe()
+    daemon = subprocess.Popen(
+        [PROGRAMS / "sysupd", "--log-level", "debug", file],
+        stderr=writing,
+        env={**os.environ, "SYSUP_RUNTIME_DIR": str(runtime)},
+    )
+    os.close(writing)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(f"ipc://{runtime}/app/control")
+        request = b'{"command": "set", "properties": {"name": "good", "options": {"priority": 1}}}'
+        for _ in range(8000):  # some 250 KB of log, more than two pipes hold
+            peer.send(request)
+            assert peer.poll(10_000)
+            peer.recv()
+    daemon.terminate()
+    assert daemon.wait(10) == 0
+    os.close(reading)

@@ -153,6 +153,17 @@ def test_a_limit_is_changed_on_the_running_process(sysupd: Start) -> None:
     assert daemon.pids("web") == [pid]
 
 
+def test_a_limit_that_cannot_be_changed_changes_nothing(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS.format(number=1))
+    above = resource.getrlimit(resource.RLIMIT_NOFILE)[1] + 1_000_000_000
+    changed = daemon.ctl("set", "web", "rlimit_nofile", str(above))
+    assert changed.returncode == 1
+    assert "rlimit_nofile" in changed.stderr
+    assert daemon.call("get", name="web", keys=["rlimit_nofile"])["options"] == {
+        "rlimit_nofile": None
+    }
+
+
 def test_a_signal_by_command_is_no_crash(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS.format(number=1))
     events = daemon.events()

@@ -1,116 +1,21 @@
-"""sysupctl, against a daemon of canned replies."""
+"""What each command asks and prints, and how it ends."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+import shlex
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from docs import sysupctl
-from sysup.client import ENDPOINT_VARIABLES
-from sysup.ctl import cli, main, render
-from sysup.ctl.values import convert, converted
 from sysup.protocol import MessageError, SysupError
+from tests.canned import CannedDaemon, Gone, Reply
 
-from .canned import PATIENCE, CannedDaemon, Gone, Reply
-
-PROGRAM = [sys.executable, "-c", "import sys; from sysup.ctl import main; sys.exit(main())"]
-
-WEB: dict[str, Any] = {
-    "state": "active",
-    "want": "up",
-    "numprocesses": 2,
-    "ready": 2,
-    "restarts": 0,
-    "uptime": 3723.0,
-    "retry_in": None,
-    "reason": None,
-    "problem": None,
-    "processes": [
-        {
-            "wid": wid,
-            "pid": 811 + wid,
-            "state": "running",
-            "uptime": 3723.0,
-            "restarts": 0,
-            "retry_in": None,
-            "reason": None,
-            "last_output": None,
-        }
-        for wid in (1, 2)
-    ],
-}
-BROKEN: dict[str, Any] = {
-    "state": "flapping",
-    "want": "up",
-    "numprocesses": 1,
-    "ready": 0,
-    "restarts": 17,
-    "uptime": None,
-    "retry_in": 6.6,
-    "reason": "exit code 1",
-    "problem": None,
-    "processes": [
-        {
-            "wid": 1,
-            "pid": None,
-            "state": "flapping",
-            "uptime": None,
-            "restarts": 17,
-            "retry_in": 6.6,
-            "reason": "exit code 1",
-            "last_output": "Traceback\nImportError: \x1b[2Jno module",
-        }
-    ],
-}
-
-
-class Done(NamedTuple):
-    """What a run of sysupctl came to."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run: TypeAlias = Callable[..., Done]
-
-
-@pytest.fixture
-def base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The only place where daemons are looked for."""
-    for variable in (*ENDPOINT_VARIABLES, "NO_COLOR"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("SYSUP_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def daemon(base: Path) -> Iterator[CannedDaemon]:
-    with CannedDaemon(base / "shop") as running:
-        yield running
-
-
-@pytest.fixture
-def ctl(base: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs sysupctl in this process."""
-
-    def run(*args: str) -> Done:
-        code = main(list(args))
-        return Done(code, *capsys.readouterr())
-
-    return run
+from .conftest import Run
+from .states import BROKEN, WEB, status_of
 
 
 def refusing(error: SysupError | Exception) -> Reply:
@@ -125,10 +30,6 @@ def rows(text: str) -> list[list[str]]:
 
 
 # ---- status ------------------------------------------------------------------------------
-
-
-def status_of(**watchers: dict[str, Any]) -> Reply:
-    return {"statuses": {name: "active" for name in watchers}, "watchers": watchers}
 
 
 def test_status_is_a_line_for_each_watcher(daemon: CannedDaemon, ctl: Run) -> None:
@@ -309,8 +210,6 @@ def test_a_command_asks_and_tells(
     reply: dict[str, Any],
     printed: str,
 ) -> None:
-    import shlex
-
     words = shlex.split(line)
     daemon.replies[words[0]] = reply
     assert ctl(*words) == (0, printed, "")
@@ -520,289 +419,9 @@ def test_a_timeout_says_what_to_do(daemon: CannedDaemon, ctl: Run) -> None:
     assert "--timeout" in err.splitlines()[1]
 
 
-# ---- a terminal, a pipe ------------------------------------------------------------------
-
-
-def on_terminal(*args: str, **environ: str) -> str:
-    """What sysupctl shows on a terminal."""
-    import pty
-
-    leader, follower = pty.openpty()
-    try:
-        done = subprocess.run(
-            [*PROGRAM, *args], env={**os.environ, **environ}, stdout=follower, timeout=PATIENCE
-        )
-        assert done.returncode == 3
-        return os.read(leader, 65536).decode()
-    finally:
-        os.close(leader)
-        os.close(follower)
-
-
-def test_colours_are_for_terminals(daemon: CannedDaemon, ctl: Run) -> None:
-    daemon.replies["status"] = status_of(web=WEB, broken=BROKEN)
-    shown = on_terminal("status")
-    assert "\x1b[32mactive\x1b[0m" in shown
-    assert "\x1b[31mflapping\x1b[0m" in shown
-    assert "\x1b" not in ctl("status").out
-    assert "\x1b" not in on_terminal("status", NO_COLOR="1")
-
-
-def test_a_reader_that_leaves_is_no_drama(daemon: CannedDaemon) -> None:
-    daemon.replies["options"] = {"options": {f"key{n}": "x" * 100 for n in range(5000)}}
-    for args in (["options", "web"], ["numwatchers"]):
-        daemon.replies["numwatchers"] = {"numwatchers": 3}
-        out, end = os.pipe()
-        os.close(out)
-        done = subprocess.run([*PROGRAM, *args], stdout=end, stderr=subprocess.PIPE, text=True)
-        os.close(end)
-        assert (done.returncode, done.stderr) == (1, "")
-
-
-def test_without_a_command_it_helps(base: Path, ctl: Run) -> None:
-    code, out, _ = ctl()
-    assert code == 0
-    assert "Exit codes:" in out
-    for name in cli.commands:
-        assert f"\n  {name} " in out
-
-
-# ---- listen ------------------------------------------------------------------------------
-
-REAP = {"process_pid": 812, "wid": 3, "exit_code": 1, "time": 12 * 3600 + 1.5}
-FLAPPING = {
-    "process_pid": 812,
-    "wid": 3,
-    "exit_code": None,
-    "reason": "cannot execute: no such file",
-    "deaths": 2,
-    "tries": 1,
-    "retry_in": 7.2,
-    "last_output": "a\nb",
-    "time": 1.0,
-}
-
-
-def listening(*args: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PROGRAM, "listen", *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TZ": "UTC"},
-    )
-
-
-def test_events_are_lines_until_control_c(daemon: CannedDaemon) -> None:
-    daemon.events = [("watcher.db.reap", {}), ("watcher.web.reap", REAP)]
-    with listening("Web") as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.readline() == "12:00:01 web.3 reap pid 812, exit code 1\n"
-        process.send_signal(signal.SIGINT)
-        assert (process.wait(PATIENCE), process.stderr.read()) == (0, "")
-
-
-def test_events_as_json(daemon: CannedDaemon) -> None:
-    daemon.events = [("watcher.my.web.reap", REAP), ("watcher.odd", [1])]
-    with listening("watcher.", "--json") as process:
-        assert process.stdout is not None
-        assert json.loads(process.stdout.readline()) == {
-            "topic": "watcher.my.web.reap",
-            "watcher": "my.web",
-            "event": "reap",
-            **REAP,
-        }
-        assert json.loads(process.stdout.readline())["payload"] == [1]
-        process.terminate()
-
-
-@pytest.mark.parametrize(
-    ("event", "payload", "line"),
-    [
-        ("spawn", {"process_pid": 8}, "--:--:-- web spawn pid 8"),
-        (
-            "kill",
-            {"process_pid": 8, "wid": 0, "signum": 15},
-            "--:--:-- web.0 kill pid 8, signal 15",
-        ),
-        ("reap", {"exit_code": -9}, "--:--:-- web reap killed by SIGKILL"),
-        ("reap", {"exit_code": -99}, "--:--:-- web reap killed by signal 99"),
-        ("reap", {"exit_code": None}, "--:--:-- web reap exit code unknown"),
-        ("stop", {}, "--:--:-- web stop"),
-        (
-            "hook_failure",
-            {"name": "before_start", "error": "no\x07"},
-            "--:--:-- web hook_failure name before_start, error no\\x07",
-        ),
-        (
-            "gave_up",
-            {"reason": "exit code 3", "exit_code": 3, "tries": 5, "deaths": 12, "retry_in": 0.0},
-            "--:--:-- web gave_up exit code 3, after 5 tries",
-        ),
-    ],
-)
-def test_the_facts_of_an_event(event: str, payload: dict[str, Any], line: str) -> None:
-    (styled,) = render.event("web", event, payload)
-    assert re.sub(r"\x1b\[\d+m", "", styled) == line
-
-
-def test_a_crash_loop_is_told_in_full() -> None:
-    import click
-
-    assert [click.unstyle(line) for line in render.event("web", "flapping", FLAPPING)] == [
-        f"{time.strftime('%H:%M:%S', time.localtime(1))} web.3 flapping pid 812, "
-        "cannot execute: no such file, 2 deaths, retry in 7s",
-        "    | a",
-        "    | b",
-    ]
-
-
 # ---- the page ----------------------------------------------------------------------------
 
 
 def test_the_page_is_what_the_commands_declare() -> None:
-    committed = (Path(__file__).parents[1] / "docs" / "sysupctl.md").read_text()
+    committed = (Path(__file__).parents[2] / "docs" / "sysupctl.md").read_text()
     assert committed == sysupctl.page(), "run: python -m docs.sysupctl > docs/sysupctl.md"
-
-
-# ---- text --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "-"),
-        (0, "0s"),
-        (0.34, "0.3s"),
-        (42.4, "42s"),
-        (59.7, "1m00s"),
-        (303, "5m03s"),
-        (14700, "4h05m"),
-        (273600, "3d4h"),
-    ],
-)
-def test_durations(seconds: float | None, text: str) -> None:
-    assert render.duration(seconds) == text
-
-
-@given(st.text())
-def test_no_text_commands_the_terminal(text: str) -> None:
-    assert render.clean(text).isprintable()
-
-
-@given(st.text(st.characters(categories=["L", "N", "P", "Zs"])))
-def test_plain_text_is_left_alone(text: str) -> None:
-    assert not text.isprintable() or render.clean(text) == text
-
-
-@pytest.mark.parametrize(
-    ("key", "text", "present", "value"),
-    [
-        ("numprocesses", "3", 1, 3),
-        ("numprocesses", "three", 1, "three"),
-        ("numprocesses", "true", 1, "true"),
-        ("graceful_timeout", "0.5", 30.0, 0.5),
-        ("graceful_timeout", "NaN", 30.0, "NaN"),
-        ("graceful_timeout", "1e999", 30.0, "1e999"),
-        ("shell", "on", False, True),
-        ("shell", "0", True, False),
-        ("shell", "maybe", True, "maybe"),
-        ("cmd", "1", None, "1"),
-        ("executable", "true", None, "true"),
-        ("working_dir", "1", "/", "1"),
-        ("stop_signal", "QUIT 30 TERM", 15, "QUIT 30 TERM"),
-        ("umask", "022", None, "022"),
-        ("umask", "22", "027", "22"),
-        ("nice", "-5", None, -5),
-        ("copy_env", "Yes", None, True),
-        ("ready", "uptime:3", None, "uptime:3"),
-        ("some.key", "null", None, "null"),
-        ("some.key", "[1]", None, [1]),
-        ("some.key", '"1"', None, "1"),
-        ("some.key", "[" * 100_000, None, "[" * 100_000),
-        ("success_codes", "[0, 3]", [0], [0, 3]),
-        ("success_codes", "0, 3", [0], "0, 3"),
-        ("rlimit_nofile", "500", "100:200", 500),
-        ("rlimit_nofile", "500:1000", 500, "500:1000"),
-        ("rlimit_core", "infinity", None, "infinity"),
-        ("env", "A=1,B=x y", {}, {"A": "1", "B": "x y"}),
-        ("env", '{"A": "1"}', None, {"A": "1"}),
-        ("env", "A", {}, "A"),
-        (
-            "hooks",
-            "before_start:a.b,after_stop:c.d",
-            None,
-            {"before_start": "a.b", "after_stop": "c.d"},
-        ),
-        ("stdout_stream_conf", '{"class": "FileStream"}', {}, {"class": "FileStream"}),
-    ],
-)
-def test_typed_values(key: str, text: str, present: object, value: object) -> None:
-    read = convert(key, text, present)
-    assert (read, type(read)) == (value, type(value))
-
-
-def test_free_form_options_are_text() -> None:
-    pairs = [("my.option", "1"), ("max_retry", "1"), ("stdout_stream.max_bytes", "1")]
-    present = {"cmd": "sleep"}
-    assert list(converted(pairs, present).values()) == ["1", 1, 1]
-    assert list(converted(pairs, {}).values()) == [1, 1, 1]  # nothing is known of a new watcher
-
-
-@given(st.text(), st.text(), st.none() | st.booleans() | st.integers() | st.text())
-def test_every_value_can_be_sent(key: str, text: str, present: object) -> None:
-    values = converted([(key, text)], {key: present})
-    assert json.loads(json.dumps(values, allow_nan=False)) == values
-
-
-# ---- completion --------------------------------------------------------------------------
-
-
-def completed(*words: str) -> list[str]:
-    """What bash is told when the last of the words is to be completed."""
-    done = subprocess.run(
-        PROGRAM,
-        env={
-            **os.environ,
-            "_SYSUPCTL_COMPLETE": "bash_complete",
-            "COMP_WORDS": " ".join(["sysupctl", *words]),
-            "COMP_CWORD": str(len(words)),
-        },
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.stderr == ""
-    return [line.removeprefix("plain,") for line in done.stdout.splitlines() if line]
-
-
-def test_completion_knows_what_is_there(base: Path, daemon: CannedDaemon) -> None:
-    daemon.replies["list"] = {"watchers": ["db", "web", "web2"]}
-    daemon.replies["options"] = {"options": {"cmd": 1, "copy_env": 2, "uid": 3}}
-    assert completed("sta") == ["status", "stats", "start"]
-    assert completed("stop", "we") == ["web", "web2"]
-    assert completed("-a", "shop", "stop", "W") == ["web", "web2"]
-    assert completed("-a", "s") == ["shop"]
-    assert completed("get", "web", "c") == ["cmd", "copy_env"]
-    assert completed("set", "web", "u") == ["uid"]
-    assert completed("set", "web", "uid", "c") == []
-    assert completed("signal", "web", "us") == ["USR1", "USR2"]
-    assert completed("status", "--js") == ["--json"]
-
-
-def test_completion_is_silent_without_a_daemon(base: Path) -> None:
-    assert completed("stop", "we") == []
-
-
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_completion_scripts(base: Path, ctl: Run, shell: str) -> None:
-    code, out, _ = ctl("completion", shell)
-    assert code == 0
-    assert f"_SYSUPCTL_COMPLETE={shell}_complete" in out
-
-
-def test_the_completion_of_bash_is_valid(base: Path, ctl: Run) -> None:
-    script = ctl("completion", "bash").out
-    assert "_SYSUPCTL_COMPLETE=bash_complete" in script
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)

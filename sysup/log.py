@@ -1,0 +1,133 @@
+"""The daemon's own log: where it goes, how it looks, and that it never holds the daemon up.
+
+Whoever reads our standard error may stop reading: a terminal that is paused, a pipe nobody
+drains. So lines for it go into a pipe of our own that the pump reads, as those of the
+children do, and when that is full lines are lost and counted, rather than time.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+import urllib.parse
+from typing import ClassVar
+
+import click
+
+from sysup.protocol import SysupError
+from sysup.streams import Pump, open_sink
+
+STANDARD_ERROR = ("-", "stdout")
+"""Circus's words for it, too."""
+
+
+class Formatter(logging.Formatter):
+    """`12:00:01 warning web.3: flapping`, the level in colour on a terminal."""
+
+    COLOURS: ClassVar[dict[str, str]] = {
+        "WARNING": "yellow",
+        "ERROR": "red",
+        "CRITICAL": "red",
+        "DEBUG": "bright_black",
+    }
+
+    def __init__(self, coloured: bool) -> None:
+        super().__init__("%(asctime)s %(level)s %(message)s", "%H:%M:%S")
+        self._coloured = coloured
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        level = record.levelname.lower()
+        colour = self.COLOURS.get(record.levelname)
+        record.level = click.style(level, fg=colour) if self._coloured and colour else level
+        return super().format(record)
+
+
+class Pipe:
+    """The text stream of a log handler: a pipe that takes what it can and counts the rest."""
+
+    def __init__(self) -> None:
+        self.reading, self._writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._lost = 0
+
+    def write(self, text: str) -> None:
+        """Take a line, or lose it."""
+        notice = (
+            f"{self._lost} lines of the log were lost: nobody read them\n" if self._lost else ""
+        )
+        try:
+            os.write(self._writing, (notice + text).encode("utf-8", "surrogateescape"))
+        except BlockingIOError:
+            self._lost += 1
+        else:
+            self._lost = 0
+
+    def flush(self) -> None:
+        """There is nothing to do."""
+
+    def close(self) -> None:
+        """End it."""
+        os.close(self._writing)
+
+
+class Log:
+    """The daemon's log.
+
+    Args:
+        level: the least that is logged: debug, info, warning, error, critical.
+        output: `-` for standard error, `syslog://HOST:PORT?FACILITY`,
+            `syslog:///dev/log?FACILITY`, or a file, which may be rotated.
+
+    Raises SysupError when it can't be opened.
+    """
+
+    def __init__(self, level: str, output: str) -> None:
+        self._handler = make_handler(output)
+        self._pipe: Pipe | None = None
+        logging.basicConfig(level=level.upper(), handlers=[self._handler])
+
+    def pump(self, pump: Pump) -> None:
+        """From now on lines for standard error go through the pump."""
+        if type(self._handler) is logging.StreamHandler:
+            self._pipe = Pipe()
+            sink = open_sink(pump, None, "stderr")
+            pump.add(self._pipe.reading, os.getpid(), sink)
+            sink.close()
+            self._handler.setStream(self._pipe)
+
+    def stop_pumping(self) -> None:
+        """The pump is about to stop: what is logged from now on is lost if nobody reads it."""
+        if self._pipe is not None:
+            self._handler.setLevel(logging.CRITICAL + 1)
+            self._pipe.close()
+            self._pipe = None
+
+
+def make_handler(output: str) -> logging.Handler:
+    """The handler for an output. Raises SysupError when it can't be opened."""
+    if output in STANDARD_ERROR:
+        handler: logging.Handler = logging.StreamHandler()
+        handler.setFormatter(Formatter(sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+        return handler
+    try:
+        if output.startswith("syslog://"):
+            handler = syslog_handler(output)
+        else:
+            handler = logging.handlers.WatchedFileHandler(output)
+    except OSError as error:
+        raise SysupError(f"cannot log to {output}: {error.strerror}") from None
+    handler.setFormatter(Formatter(False))
+    return handler
+
+
+def syslog_handler(url: str) -> logging.handlers.SysLogHandler:
+    """As in Circus: `syslog://host:port?facility` or `syslog:///path?facility`."""
+    parts = urllib.parse.urlsplit(url)
+    names = logging.handlers.SysLogHandler.facility_names
+    facility = parts.query or "user"
+    if facility not in names:
+        raise SysupError(f"cannot log to {url}: no such facility: {facility}")
+    address = parts.path if not parts.hostname else (parts.hostname, parts.port or 514)
+    return logging.handlers.SysLogHandler(address, names[facility])

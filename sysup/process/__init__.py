@@ -1,0 +1,34 @@
+"""The narrow seam to the operating system: processes are made, signalled, awaited, found.
+
+A process is held by its pidfd, so a signal never meets a stranger that got its number. What
+only has a number (groups, limits, what a dead process left behind) says why that
+is harmless.
+
+All of a process's tree is to die with it, but a process may leave its session (setsid) and
+its parent (a double fork). It can't leave two things: the daemon is a subreaper
+(prctl(2)), so an orphan becomes our child, wherever it was; and the environment it began with
+stays in /proc/PID/environ, where `MARKER` tells whose it is. What is found by neither, a
+descendant that cleaned its environment and left the session, is killed when the daemon ends;
+only a cgroup of its own could tell sooner.
+
+Tests of the modules above replace `OS` as a whole.
+"""
+
+from sysup.process.identity import Identity, identity
+from sysup.process.launch import CAPABILITIES, RLIMITS, Launch, Launcher, Process, SpawnError
+from sysup.process.system import MARKER, OS, become_subreaper, raise_nofile
+
+__all__ = [
+    "CAPABILITIES",
+    "MARKER",
+    "OS",
+    "RLIMITS",
+    "Identity",
+    "Launch",
+    "Launcher",
+    "Process",
+    "SpawnError",
+    "become_subreaper",
+    "identity",
+    "raise_nofile",
+]

@@ -1,0 +1,333 @@
+"""The system's calls on processes that are there already, and on the daemon itself."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import struct
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+
+from sysup._native import ffi, lib
+from sysup.process.launch import RLIMITS, Launch, Launcher, Limits, Process, shown
+from sysup.protocol import SysupError
+
+MARKER = "SYSUP_PROCESS"
+"""The variable in a process's environment by which its descendants are known."""
+LAST_KILLS = 20
+"""How often the last strangers are killed before the daemon ends without them."""
+LAST_WAIT = 50
+"""Milliseconds to wait for each."""
+
+
+class OS:
+    """The system's calls on processes.
+
+    Args:
+        nofile: the limits of descriptors that children get, from `raise_nofile`; None: ours.
+    """
+
+    def __init__(self, nofile: tuple[int, int] | None = None) -> None:
+        infinite = resource.RLIM_INFINITY
+        self._nofile: Limits | None = None
+        if nofile is not None:
+            soft, hard = nofile
+            self._nofile = (None if soft == infinite else soft, None if hard == infinite else hard)
+        self._room = 1024
+
+    # -- one process --
+
+    def launcher(self, launch: Launch) -> Launcher:
+        """Prepare to start processes. Raises SysupError as Launcher does."""
+        return Launcher(launch, self._nofile)
+
+    def wait(self, process: Process) -> int | None:
+        """Its exit code, or a signal as a negative number, once it has ended; reaps it.
+
+        None: it still runs, or nobody can tell (it is not our child; it was reaped before).
+        """
+        try:
+            ended = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if ended is None:
+            return None
+        return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def close(self, process: Process) -> None:
+        """Let go of it. From then on signals to it find it gone."""
+        if process.pidfd >= 0:
+            os.close(process.pidfd)
+            process.pidfd = -1
+
+    def signal(self, process: Process, signum: int) -> bool:
+        """Send a signal; False when it has gone. Raises SysupError when it may not."""
+        if process.pidfd < 0:
+            return False
+        try:
+            signal.pidfd_send_signal(process.pidfd, signum)
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            raise _cannot_signal(f"process {process.pid}", signum, error) from None
+        return True
+
+    def set_limit(self, process: Process, name: str, soft: int | None, hard: int | None) -> bool:
+        """Change a limit of a running process; False when it has gone.
+
+        By number, but while we have not reaped it nobody else can have its pid. Raises
+        SysupError when the limit can't be set so.
+        """
+        if process.pidfd < 0:
+            return False
+        what = f"set rlimit_{name} of process {process.pid} to {shown(soft)}:{shown(hard)}"
+        try:
+            number = RLIMITS[name]
+            if name == "nofile" and None in (soft, hard):
+                most = resource.prlimit(process.pid, number)[1]
+                soft, hard = most if soft is None else soft, most if hard is None else hard
+            infinite = resource.RLIM_INFINITY
+            values = (infinite if soft is None else soft, infinite if hard is None else hard)
+            resource.prlimit(process.pid, number, values)
+        except ProcessLookupError:
+            return False
+        except KeyError:
+            raise SysupError(f"cannot {what}: there is no such limit") from None
+        except (OSError, ValueError, OverflowError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise SysupError(f"cannot {what}: {reason}") from None
+        return True
+
+    # -- those around it --
+
+    def signal_group(self, pid: int, signum: int) -> bool:
+        """Signal the process group that `pid` leads or led; False when it is empty.
+
+        To be called while `pid` is not reaped, or at once after: its number stays taken as
+        long as the group has a member, and else pids come round only after all others
+        (kernel.pid_max; pid allocation is cyclic).
+        """
+        if pid <= 1:
+            raise ValueError(f"no group of a child: {pid}")
+        try:
+            os.killpg(pid, signum)
+        except ProcessLookupError:
+            return False
+        except OSError as error:
+            raise _cannot_signal(f"process group {pid}", signum, error) from None
+        return True
+
+    def kill(self, pid: int) -> bool:
+        """SIGKILL to what `leftovers` has just found; False when it has gone.
+
+        The pid can't be another's yet, for the reason that `signal_group` gives.
+        """
+        return _send(pid, signal.SIGKILL)
+
+    def signal_child(self, process: Process, child_pid: int, signum: int) -> bool:
+        """Signal one descendant of a process; False when it is none."""
+        below = self._descendants([process.pid], recursive=True)
+        return child_pid in below and _send(child_pid, signum)
+
+    def signal_children(self, process: Process, signum: int, *, recursive: bool) -> int:
+        """Signal the children of a process, or all its descendants; returns how many."""
+        below = self._descendants([process.pid], recursive=recursive)
+        return sum(_send(pid, signum) for pid in below)
+
+    def leftovers(self, dead: Mapping[int, str], mains: Collection[int]) -> dict[int, set[int]]:
+        """What lives on of processes that have ended, by their pids; one look for all.
+
+        That is what is in the session of one, or is our child now and bears its marker,
+        and what descends from these.
+
+        Args:
+            dead: the pids of processes that have been reaped, with the value that MARKER has
+                in their environment.
+            mains: the pids of all processes that are not to be touched, nor those below.
+        """
+        owners = {marker: pid for pid, marker in dead.items()}
+        children: dict[int, list[int]] = defaultdict(list)
+        roots: list[tuple[int, int]] = []
+        me = os.getpid()
+        for pid, ppid, session, zombie in self._scan():
+            if zombie:
+                continue
+            children[ppid].append(pid)
+            owner = session if session in dead else None
+            if owner is None and ppid == me and pid not in mains:
+                owner = owners.get(_marker(pid))
+            if owner is not None:
+                roots.append((pid, owner))
+        found: dict[int, set[int]] = {pid: set() for pid in dead}
+        seen = set(mains)
+        while roots:
+            pid, owner = roots.pop()
+            if pid not in seen:
+                seen.add(pid)
+                found[owner].add(pid)
+                roots += [(child, owner) for child in children[pid]]
+        return found
+
+    # -- strangers: our children by adoption --
+
+    def reap_strangers(self, mains: Collection[int]) -> int:
+        """Reap orphans that have ended; returns how many.
+
+        Not those in our own session: these were started in this process by somebody
+        (a hook, a stream class) who waits for them.
+        """
+        reaped = 0
+        while pid := _next_zombie():
+            if pid in mains or not _reap_stranger(pid):
+                # It stays the first that waitid finds, so the others are to be looked for.
+                me = os.getpid()
+                zombies = {pid for pid, ppid, _, dead in self._scan() if dead and ppid == me}
+                return reaped + sum(_reap_stranger(pid) for pid in zombies - set(mains))
+            reaped += 1
+        return reaped
+
+    def kill_strangers(self) -> int:
+        """Kill all that is left below us in other sessions, as the daemon ends.
+
+        Waits a short time for their end, as what they leave comes to us and is killed next.
+        Returns how many were killed.
+        """
+        killed: set[int] = set()
+        for _ in range(LAST_KILLS):
+            found = self._descendants([os.getpid()], recursive=True, session=os.getsid(0))
+            killed |= found
+            if not found:
+                break
+            self._kill_and_wait(found)
+        return len(killed)
+
+    def _kill_and_wait(self, pids: Iterable[int]) -> None:
+        poll = select.poll()
+        pidfds = []
+        for pid in pids:
+            try:
+                pidfd = os.pidfd_open(pid)
+            except ProcessLookupError:
+                continue
+            pidfds.append(pidfd)
+            with suppress(ProcessLookupError, PermissionError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                poll.register(pidfd, select.POLLIN)
+        if pidfds:
+            poll.poll(LAST_WAIT)
+        for pidfd in pidfds:
+            os.close(pidfd)
+
+    # -- all processes --
+
+    def _descendants(
+        self, roots: Iterable[int], *, recursive: bool, session: int | None = None
+    ) -> set[int]:
+        """The living below `roots`, but for those in `session`."""
+        children: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for pid, ppid, its_session, zombie in self._scan():
+            if not zombie:
+                children[ppid].append((pid, its_session))
+        found: set[int] = set()
+        level = list(roots)
+        while level:
+            below = [child for pid in level for child in children.pop(pid, ())]
+            found.update(pid for pid, its_session in below if its_session != session)
+            level = [pid for pid, _ in below] if recursive else []
+        return found
+
+    def _scan(self) -> Iterator[tuple[int, int, int, bool]]:
+        """(pid, parent, session, whether it has ended) of every process."""
+        while True:
+            entries = ffi.new("struct proc_entry[]", self._room)
+            n = lib.proc_scan(entries, self._room)
+            if n < 0:
+                raise SysupError(f"cannot read /proc: {os.strerror(-n)}")
+            if n <= self._room:
+                break
+            self._room = n + n // 4
+        data = ffi.buffer(entries, n * ENTRY.size)[:]
+        for pid, ppid, _, session, _, state in ENTRY.iter_unpack(data):
+            yield pid, ppid, session, state in b"ZX"
+
+
+ENTRY = struct.Struct("@iiiiQc0Q")
+"""struct proc_entry: unpacking all at once is ten times faster than cffi's attributes."""
+
+
+def _send(pid: int, signum: int) -> bool:
+    try:
+        os.kill(pid, signum)
+    except ProcessLookupError:
+        return False
+    except OSError as error:
+        raise _cannot_signal(f"process {pid}", signum, error) from None
+    return True
+
+
+def _cannot_signal(target: str, signum: int, error: OSError) -> SysupError:
+    try:
+        name = signal.Signals(signum).name
+    except ValueError:
+        name = f"signal {signum}"
+    return SysupError(f"cannot send {name} to {target}: {error.strerror}")
+
+
+def _marker(pid: int) -> str:
+    """The value of MARKER in the environment that a process began with; "" without."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            environ = b"\0" + file.read()
+    except OSError:  # gone, or another user's and we are not root
+        return ""
+    _, found, rest = environ.partition(b"\0" + MARKER.encode() + b"=")
+    return os.fsdecode(rest.partition(b"\0")[0]) if found else ""
+
+
+def _next_zombie() -> int:
+    """A child that has ended and is not reaped, always the same until it is; 0 if none."""
+    try:
+        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return 0
+    return ended.si_pid if ended else 0
+
+
+def _reap_stranger(pid: int) -> bool:
+    """Reap a child that has ended, unless it is of our own session."""
+    try:
+        if os.getsid(pid) == os.getsid(0):
+            return False
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
+    except (ProcessLookupError, ChildProcessError):
+        return False
+
+
+# ---- the daemon itself ---------------------------------------------------------------------
+
+
+def become_subreaper() -> None:
+    """Be given the orphans below us, and the exit status of our children.
+
+    Who starts the daemon may ignore SIGCHLD, and that is inherited; children would
+    then vanish without a status (waitpid(2), NOTES).
+    """
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    rc = lib.become_subreaper()
+    if rc < 0:
+        raise SysupError(f"cannot become a subreaper: {os.strerror(-rc)}")
+
+
+def raise_nofile() -> tuple[int, int]:
+    """Let the daemon have as many descriptors as it may; returns (soft, hard) as they were.
+
+    Children are to get these: a high soft limit slows old programs that close all
+    they may have, and breaks those that use select(2).
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return soft, hard
