@@ -264,13 +264,12 @@ class Remains:
         self._bodies: dict[int, Body] = {}
         self._look: asyncio.TimerHandle | None = None
         self._not_before = 0.0
-        self._empty: asyncio.Future[None] | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     async def cleared(self) -> None:
         """Wait until nothing is left of anybody."""
-        while self._bodies:
-            self._empty = self._loop.create_future()
-            await self._empty
+        await self._empty.wait()
 
     def clear(
         self, body: Body, scope: str, on_released: Callable[[int], None], *, awaited: bool
@@ -283,6 +282,7 @@ class Remains:
         body.dead = True
         body.on_released = on_released
         self._bodies[body.serial] = body
+        self._empty.clear()
         if scope == "main":
             body.tree_empty = True
         else:
@@ -311,8 +311,8 @@ class Remains:
 
     def _bury(self, body: Body) -> None:
         self._bodies.pop(body.serial, None)
-        if not self._bodies and self._empty is not None and not self._empty.done():
-            self._empty.set_result(None)
+        if not self._bodies:
+            self._empty.set()
 
     def _kill(self, how: Callable[..., bool], *args: int) -> None:
         """What may not be killed (it became another user) is told, and waited for no longer
