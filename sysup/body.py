@@ -55,7 +55,6 @@ class Body:
     process: Process
     marker: str
     streams: list[Stream]
-    output: str = ""
     dead: bool = False
     tree_empty: bool = False
     on_output: list[Callable[[str], None]] = field(default_factory=list)
@@ -66,11 +65,16 @@ class Body:
         """Whether every pipe was read to its end."""
         return all(stream.ended for stream in self.streams)
 
-    def remember_output(self) -> None:
-        """Keep the newest lines that it wrote, for status and events."""
+    def tell_output(self) -> None:
+        """Give the newest lines that it wrote to those who wait for them, once."""
+        if not self.on_output:
+            return
         tails = [stream.tail().decode("utf-8", "replace").splitlines() for stream in self.streams]
         share = OUTPUT_LINES // max(1, sum(1 for tail in tails if tail))
-        self.output = "\n".join(line for tail in tails for line in tail[-share:])
+        output = "\n".join(line for tail in tails for line in tail[-share:])
+        waiting, self.on_output = self.on_output, []
+        for tell in waiting:
+            tell(output)
 
 
 @dataclass
@@ -133,35 +137,46 @@ class Mould:
 
     def make(self, wid: int) -> Body:
         """Start a process with its pipes; raises SysupError with the reason when it can't be."""
-        setting, spec = self._setting, self._spec
         serial = next(self._serials)
         marker = f"{self._nonce}.{serial}"
-        pipes = {name: os.pipe2(os.O_CLOEXEC) for name in self._sinks}
+        reading: dict[StreamName, int] = {}
+        writing: dict[StreamName, int] = {}
         try:
+            for name in self._sinks:
+                reading[name], writing[name] = os.pipe2(os.O_CLOEXEC)
             process = self._launcher.spawn(
-                argv=config.command(spec, wid, setting.sockets),
+                argv=config.command(self._spec, wid, self._setting.sockets),
                 env={MARKER: marker},
-                fds={FD[name]: pipes[name][1] for name in pipes},
+                fds={FD[name]: fd for name, fd in writing.items()},
             )
-        except SysupError:
-            for reading, _ in pipes.values():
-                os.close(reading)
-            raise
+            body = Body(serial, process, marker, [])
+            self._read(body, reading)
+        except OSError as error:
+            raise SysupError(f"cannot make its pipes: {error.strerror}") from None
         finally:
-            for _, writing in pipes.values():
-                os.close(writing)
-        body = Body(serial, process, marker, [])
-        for name, sink in self._sinks.items():
-            body.streams.append(
-                setting.pump.add(
-                    pipes[name][0],
+            for fd in (*reading.values(), *writing.values()):
+                os.close(fd)
+        return body
+
+    def _read(self, body: Body, reading: dict[StreamName, int]) -> None:
+        """Hand the pipes to the pump. Where one can't be read, there is to be no process:
+        it becomes a stranger, which the daemon reaps. Raises OSError."""
+        process, system = body.process, self._setting.os
+        try:
+            for name, sink in self._sinks.items():
+                stream = self._setting.pump.add(
+                    reading[name],
                     process.pid,
                     sink,
                     tail=TAIL,
                     on_eof=lambda stream: self._on_read_out(body),
                 )
-            )
-        return body
+                del reading[name]
+                body.streams.append(stream)
+        except OSError:
+            system.signal(process, signal.SIGKILL)
+            system.close(process)
+            raise
 
     def _launch(self) -> Launch:
         """All that does not differ from process to process."""
@@ -249,13 +264,12 @@ class Remains:
         self._bodies: dict[int, Body] = {}
         self._look: asyncio.TimerHandle | None = None
         self._not_before = 0.0
-        self._empty: asyncio.Future[None] | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     async def cleared(self) -> None:
         """Wait until nothing is left of anybody."""
-        while self._bodies:
-            self._empty = self._loop.create_future()
-            await self._empty
+        await self._empty.wait()
 
     def clear(
         self, body: Body, scope: str, on_released: Callable[[int], None], *, awaited: bool
@@ -268,6 +282,7 @@ class Remains:
         body.dead = True
         body.on_released = on_released
         self._bodies[body.serial] = body
+        self._empty.clear()
         if scope == "main":
             body.tree_empty = True
         else:
@@ -286,11 +301,8 @@ class Remains:
 
     def check(self, body: Body) -> None:
         """Something of the body may have ended: tell those who wait for it."""
-        if body.read_out and body.on_output:
-            body.remember_output()
-            waiting, body.on_output = body.on_output, []
-            for tell in waiting:
-                tell(body.output)
+        if body.read_out:
+            body.tell_output()
         if body.dead and body.tree_empty and body.read_out:
             self._bury(body)
             if body.on_released:
@@ -299,8 +311,8 @@ class Remains:
 
     def _bury(self, body: Body) -> None:
         self._bodies.pop(body.serial, None)
-        if not self._bodies and self._empty is not None and not self._empty.done():
-            self._empty.set_result(None)
+        if not self._bodies:
+            self._empty.set()
 
     def _kill(self, how: Callable[..., bool], *args: int) -> None:
         """What may not be killed (it became another user) is told, and waited for no longer

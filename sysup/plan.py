@@ -106,7 +106,8 @@ def plan(goal: Goal, slots: Iterable[Slot], now: float) -> Plan:
     current = current[: goal.numprocesses]
     if goal.together and any(s.life.state in LOOPING for s in current):
         calm = [s for s in current if s.life.state not in LOOPING]
-        return Plan(steps + [Send(s.wid, Stop()) for s in (*surplus, *calm, *old)])
+        spare = _retire(goal, [], old, now)
+        return Plan(steps + [Send(s.wid, Stop()) for s in (*surplus, *calm, *spare)])
     retired = _retire(goal, current, old, now)
     steps += [Send(s.wid, Stop()) for s in (*surplus, *retired)]
     missing = goal.numprocesses - len(current)

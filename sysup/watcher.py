@@ -124,7 +124,8 @@ class Place(Slot):
 
     body: Body | None = None
     timer: asyncio.TimerHandle | None = None
-    max_age: float = 0.0
+    luck: float = 0.0
+    """In [0, 1), drawn once for each process: its share of `max_age_variance`."""
     output: str = ""
 
 
@@ -150,7 +151,8 @@ class Watcher:
         self._moulds: dict[int, Mould] = {}
         self._rollout = Rollout(surge=0, max_unavailable=spec.numprocesses)
         self._not_before = 0.0
-        self._history = History() if spec.flapping.scope == "watcher" else None
+        self._history = History()
+        """Of all slots together, under `flapping.scope = watcher`."""
         self._waiters: list[Waiter] = []
         self._turn = asyncio.Lock()
         self._stops = 0
@@ -180,7 +182,10 @@ class Watcher:
     async def start(self) -> dict[str, Any]:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
         before = self._pids()
-        async with self._my_turn():
+        async with self._my_turn() as still_mine:
+            if self.want is Want.DOWN:  # a stop may not be through
+                await self._rest(self._is_down)
+                still_mine()
             self.begin_start()
             await self._rest(self._is_up)
         return self._difference(before)
@@ -188,6 +193,7 @@ class Watcher:
     def begin_start(self) -> None:
         """The part of `start` that needs no waiting."""
         self.want = Want.UP
+        self._history.forget()
         for place in list(self.places.values()):
             if place.life.state is not State.STOPPED:
                 self._handle(place, Start())
@@ -202,6 +208,11 @@ class Watcher:
 
     def begin_stop(self) -> None:
         """The part of `stop` that needs no waiting."""
+        self._supersede()
+        self.board.wake(self)
+
+    def _supersede(self) -> None:
+        """Want nothing any more; commands that want something end."""
         self.want = Want.DOWN
         self._stops += 1
         waiters, self._waiters = self._waiters, []
@@ -210,7 +221,6 @@ class Watcher:
                 self._waiters.append(waiter)
             elif not waiter.future.done():
                 waiter.future.set_exception(Superseded(f"{self.name} was told to stop"))
-        self.board.wake(self)
 
     async def restart(self) -> dict[str, Any]:
         """Stop all, then start all."""
@@ -329,13 +339,15 @@ class Watcher:
 
     def check_age(self) -> None:
         """Begin to replace processes that are older than `max_age` allows."""
-        now = self.board.loop.time()
-        for place, _ in self.bodies:
-            if place.max_age and now - place.life.started > place.max_age:
+        spec, now = self.spec, self.board.loop.time()
+        for place, _ in self.bodies if spec.max_age else ():
+            lifetime = spec.max_age + spec.max_age_variance * place.luck
+            if now - place.life.started > lifetime:
                 self._handle(place, Recycle())
 
     def close(self) -> None:
-        """The watcher is removed: let go of what it holds open."""
+        """The watcher is removed: let go of what it holds open; commands that wait end."""
+        self._supersede()
         self._break_moulds()
         for handle in (self._again, *(p.timer for p in self.places.values())):
             if handle is not None:
@@ -343,13 +355,18 @@ class Watcher:
 
     def forget_processes(self) -> None:
         """Leave the processes running and know them no more (`rm --nostop`)."""
-        for place, body in self.bodies:
+        for _, body in self.bodies:
             self.board.loop.remove_reader(body.process.pidfd)
+            self.board.os.close(body.process)
             self.board.bodies.pop(body.process.pid, None)
+        for place in self.places.values():
             if place.timer is not None:
                 place.timer.cancel()
+            if place.body is not None:
+                place.body.on_released = None
         self.places.clear()
-        self.want = Want.DOWN
+        self._supersede()
+        self._answer_waiters()
 
     # ---- acting on the plan --------------------------------------------------------------
 
@@ -379,7 +396,7 @@ class Watcher:
             rollout=self._rollout,
             not_before=self._not_before,
             one_by_one=spec.warmup_delay > 0,
-            together=self._history is not None,
+            together=self._together,
         )
 
     def _come_to_rest(self, again_at: float | None) -> None:
@@ -397,11 +414,12 @@ class Watcher:
 
     def _launch(self, wid: int) -> None:
         now = self.board.loop.time()
-        life = Lifecycle(self.spec, now, self.board.rand, self._history)
+        history = self._history if self._together else None
+        life = Lifecycle(self.spec, now, self.board.rand, history)
         place = Place(wid, self._generation, life)
         self.places[wid] = place
         self._not_before = now + self.spec.warmup_delay
-        self._handle(place, Start(afresh=self._history is None))
+        self._handle(place, Start(afresh=not self._together))
 
     def _forget(self, wid: int) -> None:
         place = self.places.pop(wid)
@@ -462,7 +480,7 @@ class Watcher:
             return
         place.body = body
         place.life.spec = self.spec
-        place.max_age = self._draw_max_age()
+        place.luck = board.rand()
         board.bodies[body.process.pid] = body
         board.loop.add_reader(body.process.pidfd, self._on_exit, place, body)
         self._publish("spawn", process_pid=body.process.pid, wid=place.wid)
@@ -508,12 +526,6 @@ class Watcher:
         if failed:
             raise SysupError("; ".join(failed))
 
-    def _draw_max_age(self) -> float:
-        """Drawn once for each process, so lifetimes spread over the whole variance."""
-        if not self.spec.max_age:
-            return 0.0
-        return self.spec.max_age + self.spec.max_age_variance * self.board.rand()
-
     def _mould(self, generation: int) -> Mould:
         """What makes the processes of a generation: an old one keeps its own options."""
         mould = self._moulds.get(generation)
@@ -538,11 +550,16 @@ class Watcher:
             mould.close()
 
     def _drop_generation(self, generation: int) -> None:
-        """Forget an old generation with its last slot."""
+        """Forget an old generation that has no slot."""
         if all(place.generation != generation for place in self.places.values()):
             self._specs.pop(generation, None)
             if mould := self._moulds.pop(generation, None):
                 mould.close()
+
+    @property
+    def _together(self) -> bool:
+        """Whether all slots count their deaths together, and wait together."""
+        return self.spec.flapping.scope == "watcher"
 
     # ---- at rest -------------------------------------------------------------------------
 
@@ -613,12 +630,17 @@ class Watcher:
         self._generation += 1
         self._specs[self._generation] = self.spec
         self._rollout = Rollout(0, 1) if sequential else Rollout(number, 0)
+        for generation in [*self._specs][:-1]:
+            self._drop_generation(generation)
         self.board.wake(self)
 
     def _replace_spec(self, spec: WatcherSpec) -> None:
-        self.spec = self._specs[self._generation] = spec
+        before, self.spec = self.spec, spec
+        self._specs[self._generation] = spec
         for place in self.places.values():
             place.life.spec = spec
+            if before.flapping.scope != spec.flapping.scope:
+                place.life.history = self._history if self._together else History()
 
     # ---- what others see -----------------------------------------------------------------
 
@@ -629,21 +651,17 @@ class Watcher:
         """Publish a death with the last output, as soon as that is read."""
         body = place.body
         pid = body.process.pid if body else None
-        done = False
 
         def tell(output: str) -> None:
-            nonlocal done
-            if not done:
-                done = True
-                self._publish(event, process_pid=pid, wid=place.wid, last_output=output, **fields)
-                if event == "gave_up" and self.spec.flapping.on_give_up == "exit":
-                    self.board.on_give_up(place.life.last_exit)
+            self._publish(event, process_pid=pid, wid=place.wid, last_output=output, **fields)
+            if event == "gave_up" and self.spec.flapping.on_give_up == "exit":
+                self.board.on_give_up(place.life.last_exit)
 
         if body is None:
             tell("")
             return
         body.on_output.append(tell)
-        self.board.loop.call_later(REPORT_WITHIN, tell, "")
+        self.board.loop.call_later(REPORT_WITHIN, body.tell_output)
 
     def _pids(self) -> set[int]:
         return {body.process.pid for _, body in self.bodies}

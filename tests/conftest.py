@@ -1,4 +1,6 @@
-"""In CI a skipped test is a failed one: what CI cannot run, it does not prove.
+"""The fake world of the unit tests, and what CI may skip.
+
+In CI a skipped test is a failed one: what CI cannot run, it does not prove.
 
 A test that may be skipped even there says so by `@pytest.mark.may_skip`.
 """
@@ -6,12 +8,21 @@ A test that may be skipped even there says so by `@pytest.mark.may_skip`.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
+from tests.fakes import World
+
 IN_CI = os.environ.get("CI") == "true"
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    world = World(monkeypatch.setattr)
+    yield world
+    world.close()
 
 
 def pytest_configure(config: pytest.Config) -> None:

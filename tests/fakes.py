@@ -1,0 +1,290 @@
+"""A world in which a watcher lives: a clock, a system and a pump that do as they are told.
+
+The loop is asyncio's own, but its clock stands still while anything is left to do and jumps to
+the next timer when nothing is: seven seconds of flapping take no time. Where nothing could
+ever happen again, it raises, so a test that would hang fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import selectors
+import signal
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+
+from sysup.config import StreamSpec, WatcherSpec
+from sysup.process import OS, Launch, Launcher, Process
+from sysup.protocol import SysupError
+from sysup.streams import OnEof, OnState, Pump, Sink, Stream, StreamName
+from sysup.watcher import Board, Watcher
+
+T = TypeVar("T")
+DEADLY = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL}
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop with a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self._still = False
+        self.problems: list[Mapping[str, Any]] = []
+        selector = selectors.DefaultSelector()
+        self._really_select = selector.select
+        selector.select = self._select  # type: ignore[method-assign]
+        super().__init__(selector)
+        self.set_exception_handler(lambda _, context: self.problems.append(context))
+
+    def time(self) -> float:
+        return self.now
+
+    def _select(self, timeout: float | None = None) -> list[Any]:
+        found = self._really_select(0)
+        if found or timeout == 0:
+            return found
+        if self._still:
+            self.stop()
+        elif timeout is None:
+            raise AssertionError("nothing will ever happen again")
+        else:
+            self.now += timeout
+        return []
+
+    def settle(self) -> None:
+        """Do all that there is to do at this moment."""
+        self._still = True
+        self.run_forever()
+        self._still = False
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        self.call_later(seconds, self.stop)
+        self.run_forever()
+        self.settle()
+
+
+class FakeStream(Stream):
+    """A pipe that ends when it is told, or closed."""
+
+    def __init__(self, pid: int, on_eof: OnEof | None) -> None:
+        self.pid, self.ended, self.text, self.closed, self.on_eof = pid, False, b"", False, on_eof
+
+    def tail(self) -> bytes:
+        return self.text
+
+    def end(self) -> None:
+        self.ended = True
+        if self.on_eof:
+            self.on_eof(self)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeSink(Sink):
+    """Notes what became of it; fails as it is told."""
+
+    def __init__(self, name: str, on_state: OnState | None) -> None:
+        self.name, self.reason, self.closed, self.tell = name, "", False, on_state
+
+    @property
+    def failure(self) -> str | None:
+        return self.reason or None
+
+    def fail(self, reason: str) -> None:
+        self.reason = reason
+        if self.tell:
+            self.tell(self, reason or None)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakePump(Pump):
+    """Reads nothing; `full` is raised by the next `add`."""
+
+    def __init__(self) -> None:
+        self.streams: dict[int, list[FakeStream]] = {}
+        self.sinks: list[FakeSink] = []
+        self.full: OSError | None = None
+
+    def open_sink(
+        self, pump: Pump, spec: StreamSpec | None, name: StreamName, on_state: OnState | None = None
+    ) -> FakeSink:
+        if spec is not None and spec.cls == "no.Such":
+            raise SysupError("cannot load stream class no.Such")
+        self.sinks.append(FakeSink(name, on_state))
+        return self.sinks[-1]
+
+    def add(
+        self, fd: int, pid: int, sink: Sink, *, tail: int = 0, on_eof: OnEof | None = None
+    ) -> FakeStream:
+        if self.full:
+            error, self.full = self.full, None
+            raise error
+        os.close(fd)
+        stream = FakeStream(pid, on_eof)
+        self.streams.setdefault(pid, []).append(stream)
+        return stream
+
+
+class FakeLauncher(Launcher):
+    """Spawns what the system says."""
+
+    def __init__(self, system: System, launch: Launch) -> None:
+        self.system, self.launch = system, launch
+
+    def spawn(
+        self,
+        *,
+        argv: Sequence[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        fds: Mapping[int, int] | None = None,
+        cgroup_fd: int = -1,
+    ) -> Process:
+        return self.system.spawn(list(argv or ()), dict(env or {}), self.launch)
+
+
+class System(OS):
+    """Processes that are only numbers. Their pidfds are eventfds, readable from the death on."""
+
+    def __init__(self, loop: Loop, pump: FakePump) -> None:
+        self.loop, self.pump = loop, pump
+        self.living: dict[int, Process] = {}
+        self.born: dict[int, tuple[list[str], dict[str, str], Launch]] = {}
+        self.sent: list[tuple[str, int, int]] = []
+        """(what was signalled, its pid, the signal)."""
+        self.limits: list[tuple[int, str, int | None, int | None]] = []
+        self.looks: list[set[int]] = []
+        """Of each look through /proc, the dead processes that it was for."""
+        self.fails: dict[str, str] = {}
+        """Programs that can't be executed, and why."""
+        self.dies: dict[str, int] = {}
+        """Programs that end at once, and how."""
+        self.deaf: set[int] = set()
+        """Signals of which nothing dies."""
+        self.forbidden: set[int] = set()
+        """Pids that may not be touched."""
+        self.left: dict[int, list[set[int]]] = {}
+        """What each look finds of a dead process."""
+        self.cost = 0.0
+        """Seconds that a spawn, or a look through /proc, takes."""
+        self._statuses: dict[int, int | None] = {}
+
+    def launcher(self, launch: Launch) -> FakeLauncher:
+        return FakeLauncher(self, launch)
+
+    def spawn(self, argv: list[str], env: dict[str, str], launch: Launch) -> Process:
+        self.loop.now += self.cost
+        if argv[0] in self.fails:
+            raise SysupError(self.fails[argv[0]])
+        process = Process(101 + len(self.born), os.eventfd(0))
+        self.born[process.pid] = argv, env, launch
+        self.living[process.pid] = process
+        if argv[0] in self.dies:
+            self.loop.call_soon(self.die, process.pid, self.dies[argv[0]])
+        return process
+
+    def die(
+        self, pid: int, status: int | None = 1, output: bytes = b"", *, pipes: bool = True
+    ) -> None:
+        """End a process, and (`pipes`) its pipes as well."""
+        self._statuses[pid] = status
+        os.eventfd_write(self.living.pop(pid).pidfd, 1)
+        streams = self.pump.streams.get(pid, [])
+        for stream in streams:
+            stream.text = output if stream is streams[0] else b""
+            if pipes:
+                stream.end()
+
+    def _take(self, what: str, pid: int, signum: int) -> bool:
+        if pid in self.forbidden:
+            raise SysupError(f"cannot signal {what} {pid}: not permitted")
+        self.sent.append((what, pid, signum))
+        return pid in self.living
+
+    def wait(self, process: Process) -> int | None:
+        return self._statuses[process.pid]
+
+    def close(self, process: Process) -> None:
+        os.close(process.pidfd)
+        process.pidfd = -1
+
+    def signal(self, process: Process, signum: int) -> bool:
+        lives = self._take("process", process.pid, signum)
+        if lives and signum in DEADLY and signum not in self.deaf:
+            self.die(process.pid, -signum)
+        return lives
+
+    def set_limit(self, process: Process, name: str, soft: int | None, hard: int | None) -> bool:
+        if process.pid in self.forbidden:
+            raise SysupError(f"cannot set rlimit_{name} of process {process.pid}")
+        self.limits.append((process.pid, name, soft, hard))
+        return True
+
+    def signal_group(self, pid: int, signum: int) -> bool:
+        return self._take("group", pid, signum)
+
+    def kill(self, pid: int) -> bool:
+        return self._take("stray", pid, signal.SIGKILL)
+
+    def signal_child(self, process: Process, child_pid: int, signum: int) -> bool:
+        return self._take("child", child_pid, signum)
+
+    def signal_children(self, process: Process, signum: int, *, recursive: bool) -> int:
+        self._take("descendants" if recursive else "children", process.pid, signum)
+        return 1
+
+    def leftovers(self, dead: Mapping[int, str], mains: Collection[int]) -> dict[int, set[int]]:
+        self.loop.now += self.cost
+        self.looks.append(set(dead))
+        return {pid: (self.left.get(pid) or [set()]).pop(0) for pid in dead}
+
+    def reap_strangers(self, mains: Collection[int]) -> int:
+        return 0
+
+
+class World:
+    """All of it, with a board on which watchers can be put."""
+
+    def __init__(self, patch: Callable[[str, object], None]) -> None:
+        self.loop = Loop()
+        self.pump = FakePump()
+        self.os = System(self.loop, self.pump)
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.chance = 0.0
+        patch("sysup.body.open_sink", self.pump.open_sink)
+        self.board = Board(
+            self.loop,
+            self.os,
+            self.pump,
+            lambda _, event, payload: self.events.append((event, dict(payload))),
+            lambda: 1.0,
+            lambda: self.chance,
+        )
+
+    def watcher(self, name: str = "web", **options: Any) -> Watcher:
+        return Watcher(self.board, WatcherSpec(name, **{"cmd": name, **options}))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Begin something and go on until it waits for the time to pass."""
+        task = self.loop.create_task(work)
+        self.loop.settle()
+        return task
+
+    def told(self, event: str) -> list[dict[str, Any]]:
+        """The payloads of all events of that name."""
+        return [payload for name, payload in self.events if name == event]
+
+    def close(self) -> None:
+        """Raises AssertionError when something went wrong in the loop meanwhile."""
+        for process in self.os.living.values():
+            os.close(process.pidfd)
+        os.close(self.board.setting.null)
+        self.loop.close()
+        assert self.loop.problems == []
