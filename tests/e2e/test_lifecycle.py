@@ -341,3 +341,17 @@ def test_a_reload_of_what_is_stopped_says_so(sysupd: Start) -> None:
     daemon.call("stop", name="web", waiting=True)
     assert daemon.call("reload", name="web")["reason"] == "web is stopped"
     assert daemon.status("web") == "stopped"
+
+
+def test_one_watcher_does_not_wait_for_another(sysupd: Start) -> None:
+    daemon = sysupd(
+        "[watcher:many]\ncmd = sleep 1000\nnumprocesses = 400\nautostart = False\n"
+        "[watcher:one]\ncmd = sleep 1000\nautostart = False\n"
+        "[watcher:two]\ncmd = sleep 1000\nautostart = False\n"
+    )
+    events = daemon.events()
+    for name in ("many", "one", "two"):
+        daemon.call("start", name=name)
+    events.wait_for_name("spawn", "two")
+    before = sum(event.name == "spawn" for event in events.seen)
+    assert before < 200
