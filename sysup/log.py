@@ -58,7 +58,7 @@ class Pipe:
             f"{self._lost} lines of the log were lost: nobody read them\n" if self._lost else ""
         )
         try:
-            os.write(self._writing, (notice + text).encode("utf-8", "surrogateescape"))
+            os.write(self._writing, (notice + text).encode("utf-8", "backslashreplace"))
         except BlockingIOError:
             self._lost += 1
         else:
@@ -109,7 +109,7 @@ def make_handler(output: str) -> logging.Handler:
     """The handler for an output. Raises SysupError when it can't be opened."""
     if output in STANDARD_ERROR:
         handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(Formatter(sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+        handler.setFormatter(Formatter(os.isatty(2) and "NO_COLOR" not in os.environ))
         return handler
     try:
         if output.startswith("syslog://"):
