@@ -86,16 +86,17 @@ class Log:
     def __init__(self, level: str, output: str) -> None:
         self._handler = make_handler(output)
         self._pipe: Pipe | None = None
+        if type(self._handler) is logging.StreamHandler:
+            self._pipe = Pipe()
+            self._handler.setStream(self._pipe)
         logging.basicConfig(level=level.upper(), handlers=[self._handler])
 
     def pump(self, pump: Pump) -> None:
-        """From now on lines for standard error go through the pump."""
-        if type(self._handler) is logging.StreamHandler:
-            self._pipe = Pipe()
+        """Have the lines for standard error written, also those that were logged so far."""
+        if self._pipe is not None:
             sink = open_sink(pump, None, "stderr")
             pump.add(self._pipe.reading, os.getpid(), sink)
             sink.close()
-            self._handler.setStream(self._pipe)
 
     def stop_pumping(self) -> None:
         """The pump is about to stop: what is logged from now on is lost if nobody reads it."""

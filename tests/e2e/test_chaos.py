@@ -31,10 +31,10 @@ DEAF = (
 class Peer:
     """A client of its own, that need not wait for replies."""
 
-    def __init__(self, daemon: Daemon) -> None:
+    def __init__(self, runtime: Path) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self.socket.linger = 0
-        self.socket.connect(f"ipc://{daemon.runtime}/control")
+        self.socket.connect(f"ipc://{runtime}/control")
 
     def __enter__(self) -> Peer:
         return self
@@ -57,7 +57,7 @@ class Peer:
 def test_a_start_comes_after_the_stop_that_somebody_waits_for(sysupd: Start) -> None:
     daemon = sysupd(DEAF.format(timeout=0.5))
     until(lambda: "deaf" in daemon.log(), "it is deaf")
-    with Peer(daemon) as peer:
+    with Peer(daemon.runtime) as peer:
         peer.send("stop", name="deaf", waiting=True)
         until(lambda: daemon.status("deaf") == "stopping", "it is stopping")
         assert daemon.call("start", name="deaf", waiting=True)["status"] == "ok"
@@ -68,7 +68,7 @@ def test_a_start_comes_after_the_stop_that_somebody_waits_for(sysupd: Start) -> 
 def test_a_start_does_not_save_what_is_being_removed(sysupd: Start) -> None:
     daemon = sysupd(DEAF.format(timeout=0.5))
     until(lambda: "deaf" in daemon.log(), "it is deaf")
-    with Peer(daemon) as peer:
+    with Peer(daemon.runtime) as peer:
         peer.send("rm", name="deaf", waiting=True)
         until(lambda: daemon.status("deaf") == "stopping", "it is stopping")
         assert daemon.call("start", name="deaf", waiting=True)["status"] == "error"
@@ -111,7 +111,7 @@ def test_a_forgotten_watcher_starts_nothing_more(sysupd: Start) -> None:
     )
     events = daemon.events()
     removed = daemon.call("rm", name="w", nostop=True, waiting=True)["time"]
-    daemon.call("add", name="later", cmd="sh -c 'sleep 0.6'", start=True)
+    daemon.call("add", name="later", cmd="sleep 0.6", start=True)
     events.wait_for_name("reap", "later")
     spawned = [event for event in events.seen if (event.watcher, event.name) == ("w", "spawn")]
     assert not [event for event in spawned if event.fields["time"] > removed]
@@ -147,7 +147,7 @@ def test_a_limit_that_cannot_be_set_does_not_cost_the_rest_of_a_reload(sysupd: S
 def test_reloads_of_the_config_that_cross(sysupd: Start) -> None:
     daemon = sysupd(DEAF.format(timeout=0.5) + SLEEPER)
     until(lambda: "deaf" in daemon.log(), "it is deaf")
-    with Peer(daemon) as peer:
+    with Peer(daemon.runtime) as peer:
         daemon.file.write_text("[watcher:new]\ncmd = sleep 1000\n")
         peer.send("reloadconfig", waiting=True)
         until(lambda: daemon.status("deaf") == "stopping", "it is stopping")
@@ -192,31 +192,6 @@ def test_a_config_that_cannot_be_read_changes_nothing(sysupd: Start, what: str) 
 # ---- its own descriptors ---------------------------------------------------------------------
 
 
-def test_nobody_reads_its_log(sysupd: Start, tmp_path: Path) -> None:
-    """A daemon whose standard error is a pipe that is full."""
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    file = tmp_path / "mute.ini"
-    file.write_text("[sysup]\nloglevel = debug\nruntime_dir = " + str(tmp_path / "r") + SLEEPER)
-    with pytest.raises(BlockingIOError):
-        while True:
-            os.write(writing, b"x" * 65536)
-    os.set_blocking(writing, True)
-    with subprocess.Popen([PROGRAMS / "sysupd", file], stdout=writing, stderr=writing) as daemon:
-        os.close(writing)
-        control = tmp_path / "r" / "mute" / "control"
-        with zmq.Context.instance().socket(zmq.DEALER) as peer:
-            peer.linger = 0
-            peer.connect(f"ipc://{control}")
-            for _ in range(50):
-                peer.send(b'{"command": "restart", "properties": {"waiting": true}}')
-                assert peer.poll(10000), "it hangs"
-                assert b'"ok"' in peer.recv()
-        daemon.terminate()
-        assert daemon.wait(10) == 0
-    os.close(reading)
-
-
 @pytest.mark.parametrize("shut", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_its_own_descriptors_may_be_closed(tmp_path: Path, shut: str) -> None:
     file = tmp_path / "app.ini"
@@ -227,18 +202,102 @@ def test_its_own_descriptors_may_be_closed(tmp_path: Path, shut: str) -> None:
         "close_child_stdin = False\n"
     )
     with subprocess.Popen(["sh", "-c", f"exec {PROGRAMS}/sysupd {file} {shut}"]) as daemon:
-        with zmq.Context.instance().socket(zmq.DEALER) as peer:
-            peer.linger = 0
-            peer.connect(f"ipc://{tmp_path / 'r' / 'app' / 'control'}")
-            peer.send(b'{"command": "restart", "properties": {"waiting": true}}')
-            assert peer.poll(10000), "it hangs"
-            peer.recv()
+        with Peer(tmp_path / "r" / "app") as peer:
+            peer.send("restart", waiting=True)
+            assert peer.receive()["status"] == "ok"
             until(lambda: "sleep 1000" in descendants(daemon.pid).values(), "it got through")
-            peer.send(b'{"command": "status"}')
-            assert peer.poll(10000), "it hangs"
-            watcher = json.loads(peer.recv())["watchers"]["w"]
+            peer.send("status")
+            watcher = peer.receive()["watchers"]["w"]
         daemon.terminate()
         assert daemon.wait(10) == 0
     assert watcher["problem"] is None
     assert watcher["state"] == "active"
     assert "Traceback" not in log.read_text()
+
+
+# ---- hostile clients -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [200, 450, 900, 990, 2000, 20_000, 300_000])
+@pytest.mark.parametrize("where", ["id", "properties", "options"])
+def test_json_that_is_deep(sysupd: Start, where: str, depth: int) -> None:
+    daemon = sysupd(SLEEPER)
+    deep = b"[" * depth + b"]" * depth
+    message = {
+        "id": b'{"command": "version", "id": %s}',
+        "properties": b'{"command": "stop", "properties": {"name": %s}}',
+        "options": b'{"command": "set", "properties": {"name": "good", "options": {"cmd": %s}}}',
+    }[where]
+    with Peer(daemon.runtime) as peer:
+        peer.socket.send(message % deep)
+        assert peer.receive()["status"] in ("ok", "error")
+    assert daemon.status("good") == "active"
+    assert "Traceback" not in daemon.log()
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "a\0b", "", ".", "x" * 300_000, "\udc80"])
+def test_names_that_are_strange(sysupd: Start, name: str) -> None:
+    daemon = sysupd(SLEEPER)
+    daemon.call("add", name=name, cmd="sleep 1000", start=True, waiting=True)
+    daemon.call("status")
+    daemon.call("add", name="new", cmd=f"sleep {name}", start=True, waiting=True)
+    daemon.call("set", name="good", options={"env": {"A": name}}, waiting=True)
+    daemon.call("set", name="good", options={"working_dir": name}, waiting=True)
+    daemon.call("set", name="good", options={"stdout_stream": {"filename": name}}, waiting=True)
+    assert daemon.call("status")["status"] == "ok"
+    assert "Traceback" not in daemon.log()
+
+
+BAD = [None, True, -1, 1e300, float("nan"), float("inf"), "", "\0", "\ud800", "x" * 9999, [], [[]], {}]
+
+
+def test_values_that_are_bad(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    for option in daemon.call("options", name="good")["options"]:
+        for value in BAD:
+            daemon.call("add", name="new", cmd="sleep 1000", start=True, options={option: value})
+            daemon.call("rm", name="new")
+    until(lambda: daemon.call("list")["watchers"] == ["good"], "all are gone")
+    assert "Traceback" not in daemon.log()
+
+
+def test_it_remembers_no_replies_for_who_reads_none(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    with Peer(daemon.runtime) as peer:
+        peer.socket.rcvhwm = 1
+        request = b'{"command": "version", "id": "%s"}' % (b"x" * 900_000)
+        for _ in range(300):
+            peer.socket.send(request)
+        peer.send("version")
+        daemon.call("version")
+        assert resident(daemon.pid) < 100 << 20
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def test_garbage_bytes_on_its_sockets(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    for name in ("control", "events"):
+        for data in (b"\0" * 9999, b"GET / HTTP/1.0\r\n\r\n", b"\xff" + b"\xff" * 63, os.urandom(9999)):
+            with socket.socket(socket.AF_UNIX) as peer:
+                peer.connect(f"{daemon.runtime}/{name}")
+                peer.sendall(data)
+    assert daemon.status("good") == "active"
+
+
+def test_two_thousand_connections(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    before = len(os.listdir(f"/proc/{daemon.pid}/fd"))
+    peers = []
+    try:
+        for _ in range(2000):
+            peers.append(socket.socket(socket.AF_UNIX))
+            peers[-1].connect(f"{daemon.runtime}/control")
+        assert daemon.call("restart", waiting=True)["status"] == "ok"
+    finally:
+        for peer in peers:
+            peer.close()
+    until(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before, "all are closed")
