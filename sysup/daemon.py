@@ -168,7 +168,10 @@ class Daemon:
     def _kill_all(self) -> None:
         log.warning("told to end once more: killing what is left")
         for body in list(self._board.bodies.values()):
-            self._os.signal_group(body.process.pid, signal.SIGKILL)
+            try:
+                self._os.signal_group(body.process.pid, signal.SIGKILL)
+            except SysupError as error:
+                log.error("%s", error)
 
     async def ended(self) -> None:
         """Wait until all processes are gone."""
@@ -375,7 +378,8 @@ class Daemon:
     async def reload_config(self) -> Mapping[str, Any]:
         """Read the config again and do exactly what differs.
 
-        Raises SysupError, with nothing changed, when the new config is wrong.
+        Raises SysupError: with nothing changed, when the new config is wrong; with all else
+        done, when processes of a watcher can't be given its limits.
         """
         try:
             new = load(self.config.path)
@@ -389,15 +393,21 @@ class Daemon:
         self._change_sockets(changes, new)
         for name in changes.added:
             self._adopt(new.watchers[name])
+        failed: list[str] = []
         for name, options in changes.changed.items():
             watcher = self.watchers.get(name.lower())
             if watcher is not None:
                 impacts = {config.impact(option) for option in options}
-                watcher.apply(new.watchers[name], impacts)
+                try:
+                    watcher.apply(new.watchers[name], impacts)
+                except SysupError as error:
+                    failed.append(f"{name} keeps its options: {error}")
         fresh = [self.watchers[name.lower()] for name in changes.added]
         starts = [w.start() for w in fresh if w.spec.autostart]
         await asyncio.gather(*starts, return_exceptions=True)
         self._tell_changes(changes)
+        if failed:
+            raise SysupError("; ".join(failed))
         return {
             "added": list(changes.added),
             "removed": list(changes.removed),
