@@ -22,7 +22,11 @@ EX_CONFIG = 78
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path())
 @click.option("--check", is_flag=True, help="Tell everything that is wrong with FILE, and end.")
-@click.option("--log-level", help="debug, info, warning, error or critical.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"]),
+    help="The least that is logged (info).",
+)
 @click.option("--log-output", help="A file, or - for standard error.")
 @click.option("--pidfile", help="Write the daemon's process id there.")
 @click.version_option(__version__, prog_name="sysupd")

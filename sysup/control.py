@@ -35,6 +35,8 @@ log = logging.getLogger("sysup.control")
 
 BATCH = 64
 """Requests answered before the loop gets its turn."""
+WAITING = 32
+"""Requests of one peer that libzmq holds for us; further ones wait in the peer."""
 BACKLOG = 1024
 LINGER = 500
 """Milliseconds that the last replies have to leave."""
@@ -77,6 +79,7 @@ class Control:
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, LINGER)
         router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
+        router.setsockopt(zmq.RCVHWM, WAITING)
         try:
             bind(router, endpoint, mode, group)
         except SysupError:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,6 +20,8 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 REMEMBERED = 16384
 """Processes whose last CPU time is kept, for the rate since then."""
 GONE = "No such process (stopped?)"
+NOT_KNOWN = "N/A"
+"""As Circus words them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def parse_stat(text: str) -> Figures:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of memory that /proc/meminfo tells the machine has."""
+    """Bytes of memory that /proc/meminfo tells the machine has. Raises ValueError if it doesn't."""
     for line in text.splitlines():
         name, _, rest = line.partition(":")
         if name == "MemTotal":
@@ -85,49 +88,66 @@ def user_name(uid: int) -> str:
 
 
 def read(path: str) -> str:
-    """A file of /proc as text."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return file.read()
+    """The beginning of a file of /proc, where all is that is asked for here.
+
+    One read(2), which gives one state of the process; half the time of a file object.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, PAGE).decode("utf-8", "replace")
+    finally:
+        os.close(fd)
+
+
+def since_boot() -> float:
+    """Seconds since the machine was started, asleep or not: the clock of `Figures.start`."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Stats:
-    """Answers questions, and remembers CPU times from one to the next."""
+    """Answers questions, and remembers CPU times from one to the next.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds since boot.
+    """
+
+    def __init__(self, clock: Callable[[], float] = since_boot) -> None:
+        self._clock = clock
         self._memory = parse_memory(read("/proc/meminfo"))
         self._last: dict[tuple[int, float], tuple[float, float]] = {}
 
     def info(self, pid: int, wall: float) -> dict[str, Any] | str:
-        """Figures of one process and its children; GONE when there is none.
+        """Figures of one process, its children left out; GONE when there is none.
 
         `wall` is the present time, in seconds since the epoch.
         """
-        return self.infos([pid], wall)[pid]
+        figures = figures_of(pid)
+        return GONE if figures is None else self._describe(figures, self._clock(), wall)
 
     def infos(self, pids: Collection[int], wall: float) -> dict[int, dict[str, Any] | str]:
-        """Figures of several processes and their children, by pid."""
+        """Figures of several processes and their children, by pid; GONE for those that are."""
         figures = read_all()
         below: dict[int, list[Figures]] = defaultdict(list)
         for each in figures.values():
             below[each.ppid].append(each)
-        uptime = float(read("/proc/uptime").split()[0])
+        now = self._clock()
         answer: dict[int, dict[str, Any] | str] = {}
         for pid in pids:
             if pid not in figures:
                 answer[pid] = GONE
                 continue
-            info = self._describe(figures[pid], uptime, wall)
-            info["children"] = [self._describe(c, uptime, wall) for c in below.get(pid, ())]
+            info = self._describe(figures[pid], now, wall)
+            info["children"] = [self._describe(c, now, wall) for c in below.get(pid, ())]
             answer[pid] = info
         return answer
 
-    def _describe(self, figures: Figures, uptime: float, wall: float) -> dict[str, Any]:
-        age = max(0.0, uptime - figures.start)
+    def _describe(self, figures: Figures, now: float, wall: float) -> dict[str, Any]:
+        age = max(0.0, now - figures.start)
         pid = figures.pid
         return {
             "mem_info1": human_bytes(figures.resident),
             "mem_info2": human_bytes(figures.virtual),
-            "cpu": self._rate(figures, uptime),
+            "cpu": self._rate(figures, now),
             "mem": round(100 * figures.resident / self._memory, 3),
             "ctime": clock_time(figures.cpu_time),
             "pid": pid,
@@ -139,41 +159,46 @@ class Stats:
             "children": [],
         }
 
-    def _rate(self, figures: Figures, uptime: float) -> float:
+    def _rate(self, figures: Figures, now: float) -> float:
         """Per cent of one CPU since the last question; 0 at the first."""
         key = (figures.pid, figures.start)
-        cpu_time, at = self._last.pop(key, (figures.cpu_time, uptime))
-        self._last[key] = (figures.cpu_time, uptime)
+        cpu_time, at = self._last.pop(key, (figures.cpu_time, now))
+        self._last[key] = (figures.cpu_time, now)
         if len(self._last) > REMEMBERED:
             del self._last[next(iter(self._last))]
-        if uptime <= at:
+        if now <= at:
             return 0.0
-        return round(100 * (figures.cpu_time - cpu_time) / (uptime - at), 1)
+        return round(100 * (figures.cpu_time - cpu_time) / (now - at), 1)
+
+
+def figures_of(pid: int) -> Figures | None:
+    """Figures of one process; None when it has gone."""
+    try:
+        return parse_stat(read(f"/proc/{pid}/stat"))
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def read_all() -> dict[int, Figures]:
     """Figures of every process, by pid."""
-    found: dict[int, Figures] = {}
-    for name in os.listdir("/proc"):
-        if name.isdecimal():
-            try:
-                found[int(name)] = parse_stat(read(f"/proc/{name}/stat"))
-            except (OSError, ValueError):
-                continue  # it has ended meanwhile
-    return found
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return {pid: found for pid in pids if (found := figures_of(pid)) is not None}
 
 
 def owner(pid: int) -> str:
-    """The user that a process belongs to."""
+    """The (effective) user of a process, who owns its directory in /proc.
+
+    The files in there may be root's instead (proc(5), on dumpable), the directory never is.
+    """
     try:
         return user_name(os.stat(f"/proc/{pid}").st_uid)
-    except OSError:
-        return "N/A"
+    except FileNotFoundError:
+        return NOT_KNOWN
 
 
 def program(pid: int) -> str:
-    """The last part of what a process was started as."""
+    """The last part of what a process was started as; a zombie does not tell."""
     try:
-        return os.path.basename(read(f"/proc/{pid}/cmdline").partition("\0")[0])
+        return os.path.basename(read(f"/proc/{pid}/cmdline").partition("\0")[0]) or NOT_KNOWN
     except OSError:
-        return "N/A"
+        return NOT_KNOWN

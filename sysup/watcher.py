@@ -114,8 +114,10 @@ class Board:
                 self.wake(watcher)
             if self.loop.time() >= until:
                 break
-        for watcher in waiting:
-            self.wake(watcher)
+        if waiting:  # before those that have had their turn
+            if not self._awake:
+                self.loop.call_soon(self._act)
+            self._awake = {**waiting, **self._awake}
 
 
 @dataclass

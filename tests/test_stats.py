@@ -1,68 +1,65 @@
-"""Figures of processes: parsers on text, and one pass through a /proc of our own."""
+"""Figures of processes: the kernel's text read right, Circus's shape, one pass for all."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sysup import stats
-from sysup.stats import (
-    GONE,
-    PAGE,
-    REMEMBERED,
-    TICKS,
-    Figures,
-    Stats,
-    clock_time,
-    human_bytes,
-    owner,
-    parse_memory,
-    parse_stat,
-    program,
-    user_name,
+from sysup.stats import Stats, clock_time, human_bytes, parse_memory, parse_stat
+
+LINE = (
+    "22307 ({name}) S 22296 22307 22307 0 -1 4194560 214 0 0 0 {user} {system} 0 0 20 -5 1 0 "
+    "{start} 2560000 375 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0\n"
 )
 
 
-def stat_line(
-    pid: int, ppid: int = 1, name: str = "web", ticks: tuple[int, int] = (0, 0), start: int = 0
-) -> str:
-    """A line as the kernel writes it: 52 fields (proc(5))."""
-    fields = ["S", ppid, pid, pid, 0, -1, 4194560, 0, 0, 0, 0, *ticks, 0, 0, 20, 5, 1, 0]
-    fields += [start, 4096000, 250, *(0 for _ in range(28))]
-    return f"{pid} ({name}) {' '.join(map(str, fields))}\n"
+def line(name: str = "sleep", user: int = 0, system: int = 0, start: int = 1000) -> str:
+    return LINE.format(name=name, user=user, system=system, start=start)
 
 
-def test_a_line_of_stat() -> None:
-    line = stat_line(7, ppid=3, ticks=(150, 50), start=5 * TICKS)
-    assert parse_stat(line) == Figures(
-        pid=7,
-        ppid=3,
-        nice=5,
-        cpu_time=200 / TICKS,
-        start=5.0,
-        virtual=4096000,
-        resident=250 * PAGE,
-    )
+@contextmanager
+def child(script: str) -> Iterator[int]:
+    """A process that says when it is ready, and ends with the block."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["/bin/sh", "-c", script], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        yield process.pid
+        assert process.stdin is not None
+        process.stdin.close()
 
 
-@pytest.mark.parametrize("name", ["a b", ") S 1 (", "((", "a) R 9"])
-def test_names_may_hold_anything(name: str) -> None:
-    assert parse_stat(stat_line(7, ppid=3, name=name)).ppid == 3
+def test_stat_is_read() -> None:
+    figures = parse_stat(line(user=3 * stats.TICKS, system=stats.TICKS // 2))
+    assert (figures.pid, figures.ppid, figures.nice) == (22307, 22296, -5)
+    assert figures.cpu_time == pytest.approx(3.5)
+    assert figures.start == pytest.approx(1000 / stats.TICKS)
+    assert (figures.virtual, figures.resident) == (2560000, 375 * stats.PAGE)
 
 
-@pytest.mark.parametrize("text", ["", "7", "7 (web) S 1", "x (web) " + "1 " * 40])
-def test_what_is_no_line_of_stat(text: str) -> None:
-    with pytest.raises(ValueError, match=r"not a line|invalid literal"):
+@given(st.text(st.characters(exclude_characters="\0"), max_size=15))
+def test_a_name_may_hold_anything(name: str) -> None:
+    assert parse_stat(line(name)) == parse_stat(line())
+
+
+@pytest.mark.parametrize("text", ["", "12", "12 (sh) S 1 2", "no line at all"])
+def test_what_is_no_line_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a line"):
         parse_stat(text)
 
 
-def test_memory() -> None:
-    assert parse_memory("MemFree: 1 kB\nMemTotal:       2048 kB\nMemX: 3 kB\n") == 2 << 20
-    with pytest.raises(ValueError, match="no MemTotal"):
-        parse_memory("MemFree: 1 kB\n")
+def test_memory_is_found_by_its_whole_name() -> None:
+    assert parse_memory("MemTotalX: 7 kB\nMemTotal:  16384 kB\nMemFree: 12 kB\n") == 16 << 20
+    with pytest.raises(ValueError, match="MemTotal"):
+        parse_memory("MemFree: 12 kB\n")
 
 
 @pytest.mark.parametrize(
@@ -71,142 +68,114 @@ def test_memory() -> None:
         (0, "0B"),
         (1023, "1023B"),
         (1024, "1.0K"),
-        (1530000, "1.46M"),
-        (5 << 30, "5.0G"),
-        (1 << 80, "1.0Y"),
+        (10000, "9.77K"),
+        (100001221, "95.37M"),
+        (5 << 40, "5.0T"),
     ],
 )
-def test_sizes_read_as_in_circus(number: int, text: str) -> None:
+def test_sizes_read_as_circus_writes_them(number: int, text: str) -> None:
     assert human_bytes(number) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0:00.00"), (0.34, "0:00.34"), (61.5, "1:01.50"), (6000, "100:00.00")],
+    [(0, "0:00.00"), (0.34, "0:00.34"), (0.04, "0:00.04"), (75.5, "1:15.50"), (7200, "120:00.00")],
 )
-def test_times_read_as_in_circus(seconds: float, text: str) -> None:
+def test_cpu_time_reads_as_circus_writes_it(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 
 
-def test_names_of_users() -> None:
-    assert user_name(0) == "root"
-    assert user_name(4_000_000_000) == "4000000000"
+def test_the_rate_is_since_the_last_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    answers = Stats(clock=lambda: now)
+    used = 0
+    start = 1000
 
-
-class Proc:
-    """A /proc of our own."""
-
-    def __init__(self) -> None:
-        self.lines: dict[int, str] = {}
-        self.uptime = 1000.0
-        self.reads = 0
-
-    def read(self, path: str) -> str:
-        self.reads += 1
-        match path.split("/")[2:]:
-            case ["meminfo"]:
-                return "MemTotal: 1000 kB\n"
-            case ["uptime"]:
-                return f"{self.uptime} 0.0\n"
-            case [pid, "stat"] if int(pid) in self.lines:
-                return self.lines[int(pid)]
-            case [pid, "cmdline"] if int(pid) in self.lines:
-                return f"/usr/bin/prog{pid}\0--arg\0"
-        raise FileNotFoundError(path)
-
-    def names(self, path: str) -> list[str]:
-        return ["self", "sys", "99999", *map(str, self.lines)]
-
-
-@pytest.fixture
-def proc(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proc]:
-    proc = Proc()
-    with monkeypatch.context() as patch:
-        patch.setattr(stats, "read", proc.read)
-        patch.setattr(os, "listdir", proc.names)
-        patch.setattr(stats, "owner", lambda pid: "root")
-        yield proc
-
-
-def test_a_process_and_its_children(proc: Proc) -> None:
-    proc.lines[7] = stat_line(7, start=900 * TICKS, ticks=(34, 0))
-    proc.lines[8] = stat_line(8, ppid=7)
-    proc.lines[9] = stat_line(9, ppid=8)
-    info = Stats().info(7, wall=5000.0)
-    assert isinstance(info, dict)
-    (child,) = info.pop("children")
-    assert (child["pid"], child["children"]) == (8, [])
-    assert info == {
-        "mem_info1": human_bytes(250 * PAGE),
-        "mem_info2": "3.91M",
-        "cpu": 0.0,
-        "mem": round(100 * 250 * PAGE / 1024000, 3),
-        "ctime": clock_time(34 / TICKS),
-        "pid": 7,
-        "username": "root",
-        "nice": 5,
-        "create_time": 4900.0,
-        "age": 100.0,
-        "cmdline": "prog7",
-    }
-
-
-def test_the_rate_is_since_the_last_question(proc: Proc) -> None:
-    teller = Stats()
+    def figures_of(pid: int) -> stats.Figures:
+        return parse_stat(line(user=used, start=start))
 
     def cpu() -> float:
-        info = teller.info(7, wall=0.0)
+        info = answers.info(22307, wall=0.0)
         assert isinstance(info, dict)
-        return float(info["cpu"])
+        rate: float = info["cpu"]
+        return rate
 
-    proc.lines[7] = stat_line(7, ticks=(1000 * TICKS, 0))
-    assert cpu() == 0.0, "no rate of a single look"
-    assert cpu() == 0.0, "nor of two at one time"
-    proc.uptime += 2
-    proc.lines[7] = stat_line(7, ticks=(1000 * TICKS, TICKS))
+    monkeypatch.setattr(stats, "figures_of", figures_of)
+    assert cpu() == 0.0
+    now, used = 102.0, stats.TICKS
     assert cpu() == 50.0
-    proc.uptime += 1
-    proc.lines[7] = stat_line(7, ticks=(9000 * TICKS, 0), start=5)
-    assert cpu() == 0.0, "another process of that number"
+    assert cpu() == 0.0, "no time has gone by"
+    now, used = 103.0, 3 * stats.TICKS
+    assert cpu() == 200.0
+    now, used, start = 104.0, 0, 2000
+    assert cpu() == 0.0, "another process has the pid"
 
 
-def test_who_is_gone_is_told_so(proc: Proc) -> None:
-    proc.lines[7] = stat_line(7)
-    assert Stats().infos([7, 8], wall=0.0)[8] == GONE
-    proc.lines[9] = "nonsense"
-    assert Stats().info(9, wall=0.0) == GONE
+def test_remembers_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stats, "REMEMBERED", 3)
+    answers = Stats()
+    figures = [parse_stat(line(start=start)) for start in range(10)]
+    for each in figures:
+        answers._rate(each, now=1.0)
+    assert len(answers._last) == 3
 
 
-def test_memory_of_the_past_is_bounded(proc: Proc, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert REMEMBERED >= 10_000
-    monkeypatch.setattr(stats, "REMEMBERED", 10)
-    teller = Stats()
-    for pid in range(100, 130):
-        proc.lines = {pid: stat_line(pid)}
-        teller.info(pid, wall=0.0)
-    assert len(teller._last) == 10
-
-
-def test_a_thousand_processes_cost_one_pass(proc: Proc) -> None:
-    def reads(number: int) -> int:
-        proc.lines = {pid: stat_line(pid) for pid in range(1000, 1000 + number)}
-        teller = Stats()
-        proc.reads = 0
-        infos = teller.infos(list(proc.lines), wall=0.0)
-        assert all(isinstance(info, dict) for info in infos.values())
-        return proc.reads
-
-    assert reads(1000) < 2.1 * reads(500)
-    assert reads(1000) <= 2 * 1000 + 3
-
-
-def test_the_real_proc() -> None:
-    info = Stats().info(os.getpid(), wall=0.0)
+def test_a_process_and_its_child_in_circus_shape() -> None:
+    with child("nice -n 5 sh -c 'echo ready; read x'; exit 0") as pid:
+        info = Stats().infos([pid], wall=1_000_000.0)[pid]
     assert isinstance(info, dict)
-    assert info["pid"] == os.getpid()
-    assert info["cmdline"] == os.path.basename(
-        Path("/proc/self/cmdline").read_bytes().split(b"\0")[0].decode()
-    )
-    assert info["username"] == user_name(os.geteuid())
-    gone = 2**22 + 1  # above the highest pid that Linux gives (proc(5), pid_max)
-    assert (owner(gone), program(gone), Stats().info(gone, wall=0.0)) == ("N/A", "N/A", GONE)
+    shape = {
+        *("mem_info1", "mem_info2", "cpu", "mem", "ctime", "pid", "username", "nice"),
+        *("create_time", "age", "cmdline", "children"),
+    }
+    assert info.keys() == shape
+    assert (info["pid"], info["cmdline"], info["nice"]) == (pid, "sh", os.nice(0))
+    assert info["username"] == stats.user_name(os.getuid())
+    assert 0 <= info["age"] < 60
+    assert info["create_time"] == pytest.approx(1_000_000 - info["age"])
+    assert 0 < info["mem"] < 100
+    (below,) = info["children"]
+    assert below.keys() == shape
+    assert (below["nice"], below["children"]) == (os.nice(0) + 5, [])
+
+
+def test_a_process_that_has_gone_is_told_in_words() -> None:
+    with subprocess.Popen(["/bin/true"]) as gone:
+        gone.wait()
+    assert Stats().infos([gone.pid, os.getpid()], 0.0)[gone.pid] == "No such process (stopped?)"
+    assert Stats().info(gone.pid, 0.0) == "No such process (stopped?)"
+
+
+def test_a_zombie_is_described() -> None:
+    with child("echo ready; read x") as pid:
+        os.kill(pid, 9)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        info = Stats().info(pid, wall=0.0)
+    assert isinstance(info, dict)
+    assert (info["cmdline"], info["mem_info1"]) == ("N/A", "0B")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_user_of_a_process_that_changed_it() -> None:
+    """Though the kernel gives the files in its /proc/PID to root."""
+    script = "import os, sys; os.setuid(65534); print('ready', flush=True); sys.stdin.read()"
+    with child(f'exec {sys.executable} -Sc "{script}"') as pid:
+        info = Stats().info(pid, wall=0.0)
+        assert os.stat(f"/proc/{pid}/stat").st_uid == 0
+    assert isinstance(info, dict)
+    assert info["username"] == stats.user_name(65534)
+
+
+def test_only_what_is_asked_for_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass over all processes, however many are asked for."""
+    lists = 0
+    real = os.listdir
+
+    def listdir(path: str) -> list[str]:
+        nonlocal lists
+        lists += 1
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert set(Stats().infos([os.getpid(), os.getppid()], 0.0)) == {os.getpid(), os.getppid()}
+    assert lists == 1

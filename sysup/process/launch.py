@@ -33,6 +33,8 @@ CAPABILITIES: Mapping[str, int] = {name: bit for bit, name in enumerate(config.C
 
 KEEP = -(1 << 31)
 """In the C struct: leave it as the daemon has it."""
+MAX_CPUS = 8192
+"""As many as a kernel can be built for (CONFIG_NR_CPUS)."""
 LISTEN_PID = b"LISTEN_PID="
 PID_ROOM = 11
 """Bytes of a pid in decimal with its NUL."""
@@ -192,12 +194,14 @@ class Launcher:
             # What is so already needs no privilege: a daemon without it may say its own uid.
             spec.groups = self._keep(ffi.new("uint32_t[]", launch.groups))
             spec.n_groups = len(launch.groups)
-        spec.uid = -1 if launch.uid is None else launch.uid
-        spec.gid = -1 if launch.gid is None else launch.gid
-        spec.umask = -1 if launch.umask is None else launch.umask
+        spec.uid = _unsigned("user", launch.uid)
+        spec.gid = _unsigned("group", launch.gid)
+        spec.umask = _unsigned("umask", launch.umask)
         spec.nice = KEEP if launch.nice is None else launch.nice
         spec.oom_score_adj = KEEP if launch.oom_score_adj is None else launch.oom_score_adj
         if launch.cpus is not None:
+            if not all(0 <= cpu < MAX_CPUS for cpu in launch.cpus):
+                raise SysupError(f"cannot set cpu affinity to {_listed(launch.cpus)}: out of range")
             words = [0] * (max(launch.cpus, default=0) // 64 + 1)
             for cpu in launch.cpus:
                 words[cpu // 64] |= 1 << cpu % 64
@@ -269,6 +273,13 @@ def effective_limits(
         soft, hard = found["nofile"]
         found["nofile"] = (most if soft is None else soft, most if hard is None else hard)
     return [(name, soft, hard) for name, (soft, hard) in found.items()]
+
+
+def _unsigned(what: str, value: int | None) -> int:
+    """As the C struct has it: what is negative is kept, and root's must not be kept by chance."""
+    if value is not None and value < 0:
+        raise SysupError(f"cannot set {what} {value}: it is negative")
+    return -1 if value is None else value
 
 
 def _limit(value: int | None) -> int:

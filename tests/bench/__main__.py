@@ -15,6 +15,7 @@ import argparse
 import json
 import platform
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -143,6 +144,7 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     args = arguments()
     become_subreaper()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a run cleans up behind it
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tools = compile_tools()

@@ -80,6 +80,7 @@ class Run:
         self._reports = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
         job = Job((str(child), str(fifo), *mode), children, self.log if log else None)
         self.child = str(child)
+        self._ended: set[int] = set()
         self.began = time.monotonic_ns()
         self.process = peer.start(self.directory, job)
         self._pidfd = os.pidfd_open(self.process.pid)
@@ -99,7 +100,8 @@ class Run:
         for pid in below:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in below:  # they are ours now: the program is a subreaper
+        # Orphans are ours, as the program is a subreaper; those of others are not.
+        for pid in self._ended.union(below):
             with suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         os.close(self._pidfd)
@@ -115,7 +117,7 @@ class Run:
             raise Missing(f"{self.peer.name}: {what}\n{out}")
         return Report(*REPORT.unpack(os.read(self._reports, REPORT.size)))
 
-    def all_up(self, timeout: float = 120.0) -> list[Report]:
+    def all_up(self, timeout: float = 60.0) -> list[Report]:
         """A report of each child. Raises Missing after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         return [self.report(deadline - time.monotonic()) for _ in range(self.children)]
@@ -137,7 +139,7 @@ class Run:
                     switches += int(_field(task / "status", "nonvoluntary_ctxt_switches"))
         return Cost(cpu / NS, switches, pss)
 
-    def end(self, children: list[int], timeout: float = 120.0) -> Ending:
+    def end(self, children: set[int], timeout: float = 60.0) -> Ending:
         """Order the supervisor to end; take the time until its children and it are gone.
 
         Raises Missing when something lives after `timeout` seconds.
@@ -150,7 +152,8 @@ class Run:
                 with suppress(ProcessLookupError):
                     pidfd = os.pidfd_open(pid)
                     stack.callback(os.close, pidfd)
-                    waiting[pidfd] = pid in set(children)
+                    self._ended.add(pid)
+                    waiting[pidfd] = pid in children
                     poller.register(pidfd, select.EPOLLIN)
             began = time.monotonic()
             self.peer.end(self.process, self.directory)

@@ -109,7 +109,7 @@ def _start_stop(peer: Peer, tools: Tools, children: int) -> Figures:
         reports = run.all_up()
         started = run.cost()
         time.sleep(SETTLE)
-        ending = run.end([report.pid for report in reports])
+        ending = run.end({report.pid for report in reports})
     return {
         "start s": (max(report.time for report in reports) - run.began) / NS,
         "start CPU s": started.cpu,

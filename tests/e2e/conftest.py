@@ -45,4 +45,12 @@ def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        reap()
     assert not left, f"left behind: {left}"
+
+
+def reap() -> None:
+    """Bury the orphans that came to us, so no other test meets them."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass

@@ -285,14 +285,22 @@ def test_a_standard_error_that_nobody_reads_does_not_hold_the_daemon_up(
         env={**os.environ, "SYSUP_RUNTIME_DIR": str(runtime)},
     )
     os.close(writing)
+    try:
+        ask_often(f"ipc://{runtime}/app/control")
+        daemon.terminate()
+        assert daemon.wait(10) == 0
+    finally:
+        daemon.kill()
+        os.close(reading)
+
+
+def ask_often(endpoint: str) -> None:
+    """Make the daemon log some 250 KB, more than two pipes hold."""
+    request = b'{"command": "set", "properties": {"name": "good", "options": {"priority": 1}}}'
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
-        peer.connect(f"ipc://{runtime}/app/control")
-        request = b'{"command": "set", "properties": {"name": "good", "options": {"priority": 1}}}'
-        for _ in range(8000):  # some 250 KB of log, more than two pipes hold
+        peer.connect(endpoint)
+        for _ in range(8000):
             peer.send(request)
             assert peer.poll(10_000)
             peer.recv()
-    daemon.terminate()
-    assert daemon.wait(10) == 0
-    os.close(reading)

@@ -1,0 +1,110 @@
+"""A pump in the hands of a test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sysup.config import StreamSpec
+from sysup.streams import Pump, Sink, Stream, open_sink
+from sysup.streams.places import FileOptions, FilePlace
+
+PATIENCE = 20.0
+
+
+class House:
+    """A pump, its pipes, and all that it told."""
+
+    def __init__(self) -> None:
+        self.pump = Pump()
+        self.told: list[tuple[str, str | None]] = []
+        self.ended: list[Stream] = []
+        self.stopped = False
+
+    def sink(self, cls: str, **options: object) -> Sink:
+        return open_sink(self.pump, StreamSpec(cls, options), "stdout", self.tell)
+
+    def file(self, path: Path, **options: object) -> Sink:
+        return self.sink("FileStream", filename=str(path), **options)
+
+    def lent(self, fd: int) -> Sink:
+        return Sink(FilePlace.lent(self.pump.places, fd, "lent", FileOptions()), None, self.tell)
+
+    def tell(self, sink: Sink, reason: str | None) -> None:
+        self.told.append((sink.name, reason))
+
+    def stream(self, sink: Sink, pid: int = 1, tail: int = 100) -> tuple[Stream, int]:
+        """A stream, and the end of its pipe to write to."""
+        reading, writing = os.pipe()
+        stream = self.pump.add(reading, pid, sink, tail=tail, on_eof=self.ended.append)
+        return stream, writing
+
+    def until(self, condition: Callable[[], object]) -> None:
+        """Dispatch until it holds; looks again every few milliseconds."""
+        late = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < late, "waited in vain"
+            select.select([self.pump], [], [], 0.005)
+            self.pump.dispatch()
+
+    def turn(self) -> None:
+        """Wait until the pump's thread has looked around, and hear what it says."""
+        before = self.pump.heartbeat
+        self.pump.ping()
+        self.until(lambda: self.pump.heartbeat > before)
+        self.pump.dispatch()
+
+    def is_quiet(self) -> bool:
+        """Whether the pump's thread sleeps unless it is asked to look around."""
+        before = self.pump.heartbeat
+        self.turn()
+        return self.pump.heartbeat == before + 1
+
+    def pour(self, sink: Sink, data: bytes) -> Stream:
+        """Write all of a process's life, and wait for its end."""
+        stream, writing = self.stream(sink)
+        write_all(writing, data)
+        os.close(writing)
+        self.until(lambda: stream.ended)
+        return stream
+
+    def stop(self, timeout: float = PATIENCE) -> int:
+        self.stopped = True
+        return self.pump.stop(timeout)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def write_and_close(fd: int, data: bytes) -> None:
+    write_all(fd, data)
+    os.close(fd)
+
+
+def content(path: Path) -> bytes:
+    """What is in a file, that may not be there yet."""
+    return path.read_bytes() if path.exists() else b""
+
+
+def is_open(path: Path) -> bool:
+    """Whether this process has the file open."""
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if link.readlink() == path:
+                return True
+    return False
+
+
+def reason(path: Path, number: int) -> tuple[str, str]:
+    return str(path), f"cannot write {path}: {os.strerror(number)}"
+
+
+def backup_number(path: Path) -> int:
+    """N of a file that is named path.N; 0 of the newest."""
+    return int(path.suffix[1:] or 0)
