@@ -81,10 +81,11 @@ async def run(loaded: Config, own_log: Log, pidfile: str | None) -> int:
 def write_pidfile(path: str) -> None:
     """Say who we are. Raises SysupError when a living process is named there already."""
     try:
-        with open(path, "a+", encoding="ascii") as file:
+        with open(path, "a+", encoding="ascii", errors="replace") as file:
             file.seek(0)
             holder = file.read().strip()
-            if holder.isdigit() and os.path.exists(f"/proc/{holder}"):
+            ours = holder == str(os.getpid())  # of an earlier life, as in a container
+            if holder.isdigit() and not ours and os.path.exists(f"/proc/{holder}"):
                 raise SysupError(f"cannot write {path}: process {holder} is named there and alive")
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
