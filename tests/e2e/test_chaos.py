@@ -105,7 +105,9 @@ def test_what_fled_with_the_pipe_of_a_crashed_process_does_not_delay_the_end(
 
 
 def test_a_forgotten_watcher_starts_nothing_more(sysupd: Start) -> None:
-    daemon = sysupd("[watcher:w]\ncmd = false\nflapping.retry_in = 0.3\nbackoff.delay = 0.3\n" + SLEEPER)
+    daemon = sysupd(
+        "[watcher:w]\ncmd = false\nflapping.retry_in = 0.3\nbackoff.delay = 0.3\n" + SLEEPER
+    )
     until(
         lambda: daemon.call("status", name="w")["watchers"]["w"]["state"] == "flapping", "flapping"
     )
@@ -136,7 +138,9 @@ def test_a_limit_that_cannot_be_set_does_not_cost_the_rest_of_a_reload(sysupd: S
     ini = "[watcher:a]\ncmd = sleep 1000\nrlimit_nofile = 100\n[watcher:b]\ncmd = sleep 1000\n"
     daemon = sysupd(ini)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    ini = ini.replace("100\n", f"{most * 2}\n") + "numprocesses = 2\n[watcher:c]\ncmd = sleep 1000\n"
+    ini = (
+        ini.replace("100\n", f"{most * 2}\n") + "numprocesses = 2\n[watcher:c]\ncmd = sleep 1000\n"
+    )
     daemon.file.write_text(ini)
     reply = daemon.call("reloadconfig", waiting=True)
     assert "rlimit_nofile" in reply["reason"]
@@ -248,7 +252,21 @@ def test_names_that_are_strange(sysupd: Start, name: str) -> None:
     assert "Traceback" not in daemon.log()
 
 
-BAD = [None, True, -1, 1e300, float("nan"), float("inf"), "", "\0", "\ud800", "x" * 9999, [], [[]], {}]
+BAD = [
+    None,
+    True,
+    -1,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "",
+    "\0",
+    "\ud800",
+    "x" * 9999,
+    [],
+    [[]],
+    {},
+]
 
 
 def test_values_that_are_bad(sysupd: Start) -> None:
@@ -281,7 +299,12 @@ def resident(pid: int) -> int:
 def test_garbage_bytes_on_its_sockets(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     for name in ("control", "events"):
-        for data in (b"\0" * 9999, b"GET / HTTP/1.0\r\n\r\n", b"\xff" + b"\xff" * 63, os.urandom(9999)):
+        for data in (
+            b"\0" * 9999,
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"\xff" + b"\xff" * 63,
+            os.urandom(9999),
+        ):
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.connect(f"{daemon.runtime}/{name}")
                 peer.sendall(data)
