@@ -99,15 +99,20 @@ class Board:
         """By pid: the processes that live in slots."""
         self.remains = Remains(loop, os, self.bodies.keys)
         self._awake: dict[Watcher, None] = {}
+        self._turn: asyncio.Handle | None = None
 
     def wake(self, watcher: Watcher) -> None:
         """Have the watcher's plan made and carried out in the loop's next turn."""
-        if not self._awake:
-            self.loop.call_soon(self._act)
         self._awake[watcher] = None
+        self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if self._awake and self._turn is None:
+            self._turn = self.loop.call_soon(self._act)
 
     def _act(self) -> None:
         """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
+        self._turn = None
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
         busy: list[Watcher] = []
@@ -116,8 +121,9 @@ class Board:
             del waiting[watcher]
             if watcher.act(until):
                 busy.append(watcher)
-        for watcher in (*waiting, *busy):
-            self.wake(watcher)
+        # Those that did not come to act are before those that did and want to again.
+        self._awake = {**waiting, **self._awake, **dict.fromkeys(busy)}
+        self._plan_turn()
 
 
 @dataclass
