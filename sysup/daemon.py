@@ -101,6 +101,7 @@ class Daemon:
         self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
+        self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
         self._log = own_log
@@ -108,7 +109,6 @@ class Daemon:
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
-        self._nofile = raise_nofile()
         self._stats = Stats()
         self._os = OS(nofile=self._nofile)
         self._pump = Pump()
@@ -194,7 +194,7 @@ class Daemon:
         self._sockets.close()
         self._lock.close()
         # The loop gives its signals back when it closes: from here they have nothing to end.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGHUP, signal.SIGUSR1))
 
     def _give_up(self, exit_code: int | None) -> None:
         """A watcher with `on_give_up = exit` gave up: end with its code."""
@@ -476,6 +476,8 @@ def runtime_directory(loaded: Config) -> str:
     group, _ = socket_access()
     try:
         os.makedirs(base, mode=0o755, exist_ok=True)
+        if os.lstat(base).st_uid not in (0, os.geteuid()):
+            raise SysupError(f"cannot use {base}: it is another user's, who may put links there")
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
         found = os.lstat(path)

@@ -458,7 +458,8 @@ def test_descriptors_run_out(sysupd: Start) -> None:
         "[watcher:w]\ncmd = sleep 1000\nautostart = False\nnumprocesses = 60\n"
         "backoff.delay = 0.05\nflapping.retry_in = 0.1\nmax_retry = -1\n" + SLEEPER
     )
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (90, 90))
+    most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (90, most))
     daemon.call("start", name="w", waiting=True)
     watcher = daemon.call("status", name="w")["watchers"]["w"]
     assert watcher["state"] in ("backoff", "flapping")
@@ -472,14 +473,14 @@ def test_descriptors_run_out(sysupd: Start) -> None:
     assert "Traceback" not in daemon.log()
 
 
-@pytest.mark.parametrize("limit", [8, 12, 16, 20, 24, 28, 32])
+@pytest.mark.parametrize("limit", [8, 16, 32, 63])
 def test_too_few_descriptors_to_begin_with(tmp_path: Path, limit: int) -> None:
     file = tmp_path / "app.ini"
     file.write_text(f"[sysup]\nruntime_dir = {tmp_path}/r\n[watcher:w]\ncmd = sleep 1000\n")
-    command = f"ulimit -n {limit}; exec timeout -s TERM 2 {PROGRAMS}/sysupd {file}"
+    command = f"ulimit -n {limit}; exec {PROGRAMS}/sysupd {file}"
     ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)
-    assert ended.returncode in (0, 1, 124), ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 1
+    assert f"cannot run with {limit} open files" in ended.stderr
 
 
 def test_a_disk_that_is_full(sysupd: Start, tmp_path: Path) -> None:
@@ -610,9 +611,11 @@ def test_a_runtime_directory_that_a_stranger_made(tmp_path: Path, trap: str) -> 
             else:
                 base.symlink_to(target)
             os.chown(base, 12345, 12345, follow_symlinks=False)
-            command = as_nobody("timeout", "5", PROGRAMS / "sysupd", file.name)
+            command = as_nobody(PROGRAMS / "sysupd", file.name)
             env = {"PATH": os.environ["PATH"]}
-            ended = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/")
+            ended = subprocess.run(
+                command, capture_output=True, text=True, env=env, cwd="/", timeout=20
+            )
         finally:
             base.unlink() if base.is_symlink() else shutil.rmtree(base)
     assert ended.returncode == 1
