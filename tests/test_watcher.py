@@ -14,7 +14,7 @@ from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
 from sysup.watcher import REPORT_WITHIN, TURN, Superseded, Watcher
-from tests.fakes import World
+from tests.world import World
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 CALM = FlappingSpec(active=False)
