@@ -17,6 +17,7 @@ from sysup.protocol import SysupError
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
+PID_DIGITS = 20
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -42,6 +43,7 @@ def main(
     Exit status: 0 ended as told, 1 cannot run, 2 wrong usage, 78 FILE is wrong;
     with on_give_up = exit, that of the process that was given up.
     """
+    occupy_standard_descriptors()
     try:
         loaded = load(file)
     except ConfigError as error:
@@ -65,6 +67,13 @@ def main(
         sys.exit(1)
 
 
+def occupy_standard_descriptors() -> None:
+    """Open what is closed of 0, 1 and 2, lest something of ours be taken for a standard stream."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+
+
 async def run(loaded: Config, own_log: Log, pidfile: str | None) -> int:
     """Run an app to its end; returns the daemon's exit status."""
     daemon = Daemon(loaded, asyncio.get_running_loop(), own_log)
@@ -79,14 +88,19 @@ async def run(loaded: Config, own_log: Log, pidfile: str | None) -> int:
 
 
 def write_pidfile(path: str) -> None:
-    """Say who we are. Raises SysupError when a living process is named there already."""
+    """Say who we are. Raises SysupError when another living process is named there already.
+
+    No link is followed: in a directory that others may write it could lead to any file. In a
+    container the file that an earlier run left may well name our own pid.
+    """
     try:
-        with open(path, "a+", encoding="ascii", errors="replace") as file:
-            file.seek(0)
-            holder = file.read().strip()
-            ours = holder == str(os.getpid())  # of an earlier life, as in a container
-            if holder.isdigit() and not ours and os.path.exists(f"/proc/{holder}"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with open(fd, "r+", encoding="ascii", errors="replace") as file:
+            holder = file.read(PID_DIGITS).strip()
+            alive = holder.isdecimal() and os.path.exists(f"/proc/{holder}")
+            if alive and int(holder) != os.getpid():
                 raise SysupError(f"cannot write {path}: process {holder} is named there and alive")
+            file.seek(0)
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
     except OSError as error:

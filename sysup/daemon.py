@@ -98,6 +98,7 @@ class Daemon:
         self._quitting = False
         self._told_at = 0.0
         self._ended = asyncio.Event()
+        self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
         self._directory = runtime_directory(loaded)
@@ -157,7 +158,7 @@ class Daemon:
                 self._kill_all()
             return
         self._told_at = now
-        self._quitting = True
+        self._quitting = self._board.ending = True
         if exit_status is not None:
             self.exit_status = exit_status
         log.info("%s: ending", self.config.app)
@@ -179,14 +180,16 @@ class Daemon:
 
     async def _stop_and_end(self) -> None:
         await self.stop_all()
-        await self._board.remains.cleared()
+        self._os.kill_strangers()
+        with contextlib.suppress(TimeoutError):
+            # Somebody out of our reach may hold a pipe: it is read once more, and closed.
+            await asyncio.wait_for(self._board.remains.cleared(), FLUSH)
         self._ended.set()
 
     async def _shut_down(self) -> None:
         await asyncio.sleep(0)  # replies to those who waited for the end
         for watcher in self.watchers.values():
             watcher.close()
-        self._os.kill_strangers()
         self.loop.remove_reader(self._pump.fileno())
         self._log.stop_pumping()
         self._pump.stop(FLUSH)
@@ -273,9 +276,17 @@ class Daemon:
 
     def _give_to_owner(self, endpoint: str) -> None:
         """An ipc endpoint belongs to `endpoint_owner`, who commands over it like us."""
-        if owner := self.config.daemon.endpoint_owner:
+        owner = self.config.daemon.endpoint_owner
+        if owner is None:
+            return
+        try:
             uid = identity(owner, None, None).uid
-            os.chown(endpoint.removeprefix("ipc://"), -1 if uid is None else uid, -1)
+            path = endpoint.removeprefix("ipc://")
+            os.chown(path, -1 if uid is None else uid, -1, follow_symlinks=False)
+        except OSError as error:
+            log.error("cannot give %s to %s: %s", endpoint, owner, error.strerror)
+        except SysupError as error:
+            log.error("cannot give %s to %s: %s", endpoint, owner, error)
 
     def _bind(self, endpoint: str, bind: Callable[[str], None]) -> None:
         try:
@@ -378,41 +389,44 @@ class Daemon:
     async def reload_config(self) -> Mapping[str, Any]:
         """Read the config again and do exactly what differs.
 
-        Raises SysupError: with nothing changed, when the new config is wrong; with all else
-        done, when processes of a watcher can't be given its limits.
+        Raises SysupError, with nothing changed, when the new config is wrong; and, with all
+        else changed, when a running process can't be given a limit.
         """
-        try:
-            new = load(self.config.path)
-        except ConfigError as error:
-            raise SysupError(f"cannot reload the config: {error}") from error
-        changes = config.diff(self.config, new)
-        self.config = new
-        for name in changes.removed:
-            if watcher := self.watchers.get(name.lower()):
-                await self.remove(watcher, nostop=False)
-        self._change_sockets(changes, new)
-        for name in changes.added:
-            self._adopt(new.watchers[name])
-        failed: list[str] = []
-        for name, options in changes.changed.items():
-            watcher = self.watchers.get(name.lower())
-            if watcher is not None:
-                impacts = {config.impact(option) for option in options}
-                try:
-                    watcher.apply(new.watchers[name], impacts)
-                except SysupError as error:
-                    failed.append(f"{name} keeps its options: {error}")
-        fresh = [self.watchers[name.lower()] for name in changes.added]
-        starts = [w.start() for w in fresh if w.spec.autostart]
-        await asyncio.gather(*starts, return_exceptions=True)
+        async with self._loading:
+            if self._quitting:
+                raise SysupError("cannot reload the config: sysupd is ending")
+            try:
+                new = load(self.config.path)
+            except ConfigError as error:
+                raise SysupError(f"cannot reload the config: {error}") from error
+            changes = config.diff(self.config, new)
+            self.config = new
+            await self._follow(changes, new)
         self._tell_changes(changes)
-        if failed:
-            raise SysupError("; ".join(failed))
         return {
             "added": list(changes.added),
             "removed": list(changes.removed),
             "changed": {name: sorted(options) for name, options in changes.changed.items()},
         }
+
+    async def _follow(self, changes: Changes, new: Config) -> None:
+        """Make the watchers and sockets what the new config says."""
+        for name in (*changes.removed, *changes.added):  # by `add` there may be one already
+            if watcher := self.watchers.get(name.lower()):
+                await self.remove(watcher, nostop=False)
+        self._change_sockets(changes, new)
+        fresh = [self._adopt(new.watchers[name]) for name in changes.added]
+        failed = []
+        for name, options in changes.changed.items():
+            if watcher := self.watchers.get(name.lower()):
+                try:
+                    watcher.apply(new.watchers[name], {config.impact(o) for o in options})
+                except SysupError as error:
+                    failed.append(f"{name}: {error}")
+        starts = [w.start() for w in fresh if w.spec.autostart]
+        await asyncio.gather(*starts, return_exceptions=True)
+        if failed:
+            raise SysupError(f"cannot take all of the config over: {'; '.join(failed)}")
 
     def _change_sockets(self, changes: Changes, new: Config) -> None:
         sockets = changes.sockets
@@ -472,6 +486,8 @@ def runtime_directory(loaded: Config) -> str:
     group, _ = socket_access()
     try:
         os.makedirs(base, mode=0o755, exist_ok=True)
+        if is_open_to_strangers(os.stat(base)):
+            raise SysupError(f"cannot use {base}: others may replace what is in it")
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
         found = os.lstat(path)
@@ -483,6 +499,16 @@ def runtime_directory(loaded: Config) -> str:
     except OSError as error:
         raise SysupError(f"cannot make {path}: {error.strerror}") from None
     return path
+
+
+def is_open_to_strangers(directory: os.stat_result) -> bool:
+    """Whether others than root and we may rename or remove what is ours in a directory.
+
+    Where it is sticky (/tmp) they may not, unless it is their own.
+    """
+    if directory.st_uid not in (0, os.geteuid()):
+        return True
+    return bool(directory.st_mode & 0o022) and not directory.st_mode & stat.S_ISVTX
 
 
 def extend_import_path(loaded: Config) -> None:

@@ -10,6 +10,7 @@ the watcher has come to rest; a stop pre-empts whatever else is going on. The *r
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -92,6 +93,8 @@ class Board:
         self.rand = rand
         self.setting = Setting(os, pump)
         self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
+        self.ending = False
+        """Whether all is to be down for good: nothing is started any more."""
         self.bodies: dict[int, Body] = {}
         """By pid: the processes that live in slots."""
         self.remains = Remains(loop, os, self.bodies.keys)
@@ -107,17 +110,14 @@ class Board:
         """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
-        while waiting:
+        busy: list[Watcher] = []
+        while waiting and self.loop.time() < until:
             watcher = next(iter(waiting))
             del waiting[watcher]
             if watcher.act(until):
-                self.wake(watcher)
-            if self.loop.time() >= until:
-                break
-        if waiting:  # before those that have had their turn
-            if not self._awake:
-                self.loop.call_soon(self._act)
-            self._awake = {**waiting, **self._awake}
+                busy.append(watcher)
+        for watcher in (*waiting, *busy):
+            self.wake(watcher)
 
 
 @dataclass
@@ -152,7 +152,9 @@ class Watcher:
         self._specs = {1: spec}
         self._moulds: dict[int, Mould] = {}
         self._rollout = Rollout(surge=0, max_unavailable=spec.numprocesses)
-        self._not_before = 0.0
+        self._launched = -math.inf
+        """When the last slot was made."""
+        self._closed = False
         self._history = History()
         """Of all slots together, under `flapping.scope = watcher`."""
         self._waiters: list[Waiter] = []
@@ -256,10 +258,8 @@ class Watcher:
                 return self._difference(before)
             self._next_generation(sequential)
             await self._rest(self._is_rolled_out)
+            self._check_generation()
             self._publish("reload")
-            failed = self._failed_generation()
-            if failed:
-                raise SysupError(f"cannot replace {self.name}: {failed}; the old processes run on")
         return self._difference(before)
 
     async def scale(self, change: int) -> int:
@@ -277,7 +277,8 @@ class Watcher:
         """Change options; returns how each took effect.
 
         Raises MessageError for an unknown option or a value of the wrong type; then none
-        of them is changed.
+        of them is changed. Raises SysupError when processes of the new options fail; the
+        old ones run on meanwhile.
         """
         async with self._turn:
             spec = config.with_options(self.spec, options)
@@ -287,6 +288,9 @@ class Watcher:
                 self._publish("updated")
             if Impact.RELOAD in impacts.values():
                 await self._rest_if_up(self._is_rolled_out)
+                self._check_generation()
+            elif Impact.SCALE in impacts.values():
+                await self._rest_if_up(self._is_up)
         return {key: str(impact) for key, impact in impacts.items()}
 
     def apply(self, spec: WatcherSpec, impacts: Collection[Impact]) -> None:
@@ -354,6 +358,7 @@ class Watcher:
 
     def close(self) -> None:
         """The watcher is removed: let go of what it holds open; commands that wait end."""
+        self._closed = True
         self._supersede()
         self._break_moulds()
         for handle in (self._again, *(p.timer for p in self.places.values())):
@@ -401,7 +406,7 @@ class Watcher:
             numprocesses=spec.numprocesses,
             generation=self._generation,
             rollout=self._rollout,
-            not_before=self._not_before,
+            not_before=self._launched + spec.warmup_delay,
             one_by_one=spec.warmup_delay > 0,
             together=self._together,
         )
@@ -425,7 +430,7 @@ class Watcher:
         life = Lifecycle(self.spec, now, self.board.rand, history)
         place = Place(wid, self._generation, life)
         self.places[wid] = place
-        self._not_before = now + self.spec.warmup_delay
+        self._launched = now
         self._handle(place, Start(afresh=not self._together))
 
     def _forget(self, wid: int) -> None:
@@ -515,10 +520,11 @@ class Watcher:
 
     def _send(self, place: Place, body: Body, signum: int) -> None:
         os, scope = self.board.os, place.life.spec.stop_scope
-        if place.life.spec.stop_children and signum != signal.SIGKILL:
-            os.signal_children(body.process, signum, recursive=False)
         if scope == "group" or (scope == "tree" and signum == signal.SIGKILL):
-            os.signal_group(body.process.pid, signum)
+            if os.signal_group(body.process.pid, signum):
+                return  # it leads the group; a second signal might mean more to it
+        elif place.life.spec.stop_children and signum != signal.SIGKILL:
+            os.signal_children(body.process, signum, recursive=False)
         os.signal(body.process, signum)
 
     def _limit_running(self, spec: WatcherSpec) -> None:
@@ -576,7 +582,9 @@ class Watcher:
         stops = self._stops
 
         def still_mine() -> None:
-            if self._stops != stops:
+            if self.board.ending:
+                raise Superseded(f"cannot start {self.name}: sysupd is ending")
+            if self._stops != stops or self._closed:
                 raise Superseded(f"{self.name} was told to stop")
 
         async with self._turn:
@@ -615,7 +623,7 @@ class Watcher:
         current = [p for p in self.places.values() if p.life.want is Want.UP]
         settled = all(p.life.state not in moving for p in self.places.values())
         looping = any(p.life.state in LOOPING for p in current)
-        return settled and (len(current) == self.spec.numprocesses or looping)
+        return settled and (len(current) >= self.spec.numprocesses or looping)
 
     def _is_rolled_out(self) -> bool:
         """No older generation is left, or the new one fails."""
@@ -631,6 +639,14 @@ class Watcher:
             }:
                 return place.life.reason
         return ""
+
+    def _check_generation(self) -> None:
+        """Raise SysupError if the newest generation fails and older ones serve in its place."""
+        failed = self._failed_generation()
+        if failed and any(p.generation != self._generation for p in self.places.values()):
+            raise SysupError(f"cannot replace {self.name}: {failed}; the old processes run on")
+        if failed:
+            raise SysupError(f"cannot replace {self.name}: {failed}")
 
     def _next_generation(self, sequential: bool) -> None:
         number = self.spec.numprocesses

@@ -178,9 +178,12 @@ class System(OS):
         process.pidfd = -1
 
     def signal(self, process: Process, signum: int) -> bool:
-        lives = self._take("process", process.pid, signum)
+        return self._hit("process", process.pid, signum)
+
+    def _hit(self, what: str, pid: int, signum: int) -> bool:
+        lives = self._take(what, pid, signum)
         if lives and signum in DEADLY and signum not in self.deaf:
-            self.die(process.pid, -signum)
+            self.die(pid, -signum)
         return lives
 
     def set_limit(self, process: Process, name: str, soft: int | None, hard: int | None) -> bool:
@@ -190,7 +193,7 @@ class System(OS):
         return True
 
     def signal_group(self, pid: int, signum: int) -> bool:
-        return self._take("group", pid, signum)
+        return self._hit("group", pid, signum)
 
     def kill(self, pid: int) -> bool:
         return self._take("stray", pid, signal.SIGKILL)
