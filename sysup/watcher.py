@@ -118,6 +118,8 @@ class Board:
                 busy.append(watcher)
         for watcher in (*waiting, *busy):
             self.wake(watcher)
+        # Who had no turn goes before those that woke themselves in theirs.
+        self._awake = {**waiting, **self._awake}
 
 
 @dataclass
@@ -192,7 +194,7 @@ class Watcher:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
         before = self._pids()
         async with self._my_turn() as still_mine:
-            if self.want is Want.DOWN:  # a stop may not be through
+            if self.want is Want.DOWN and self.places:  # a stop is not through
                 await self._rest(self._is_down)
                 still_mine()
             self.begin_start()
