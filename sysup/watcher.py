@@ -183,6 +183,11 @@ class Watcher:
         return public_state(self.want, self.places.values())
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it is down to stay: no command is under way that may bring it up."""
+        return self.want is Want.DOWN and not self._turn.locked()
+
+    @property
     def bodies(self) -> list[tuple[Place, Body]]:
         """The slots that hold a living process, by wid."""
         return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]
@@ -193,7 +198,7 @@ class Watcher:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
         before = self._pids()
         async with self._my_turn() as still_mine:
-            if self.want is Want.DOWN:  # a stop may not be through
+            if self.want is Want.DOWN and self.places:  # a stop is not through
                 await self._rest(self._is_down)
                 still_mine()
             self.begin_start()
