@@ -43,6 +43,7 @@ def main(
     Exit status: 0 ended as told, 1 cannot run, 2 wrong usage, 78 FILE is wrong;
     with on_give_up = exit, that of the process that was given up.
     """
+    occupy_standard_descriptors()
     try:
         loaded = load(file)
     except ConfigError as error:
@@ -64,6 +65,13 @@ def main(
     except SysupError as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
+
+
+def occupy_standard_descriptors() -> None:
+    """Open what is closed of 0, 1 and 2, lest something of ours be taken for a standard stream."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
 
 
 async def run(loaded: Config, own_log: Log, pidfile: str | None) -> int:

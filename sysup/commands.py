@@ -411,7 +411,10 @@ def reload(app: App, p: Properties) -> Later:
         return await watcher.reload(sequential=sequential)
 
     if "name" in p:
-        return Later(one_or_many([find(app, p.text("name"))], reload_one))
+        watcher = find(app, p.text("name"))
+        if watcher.want is Want.DOWN:
+            raise SysupError(f"{watcher.name} is stopped")
+        return Later(one_or_many([watcher], reload_one))
     up = [w for w in app.watchers.values() if w.want is Want.UP]
     return Later(_then(one_or_many(up, reload_one), _nothing))
 

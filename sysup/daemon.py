@@ -100,6 +100,7 @@ class Daemon:
         self._quitting = False
         self._told_at = 0.0
         self._ended = asyncio.Event()
+        self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
         self._directory = runtime_directory(loaded)
@@ -159,7 +160,7 @@ class Daemon:
                 self._kill_all()
             return
         self._told_at = now
-        self._quitting = True
+        self._quitting = self._board.ending = True
         if exit_status is not None:
             self.exit_status = exit_status
         log.info("%s: ending", self.config.app)
@@ -181,14 +182,16 @@ class Daemon:
 
     async def _stop_and_end(self) -> None:
         await self.stop_all()
-        await self._board.remains.cleared()
+        self._os.kill_strangers()
+        with contextlib.suppress(TimeoutError):
+            # Somebody out of our reach may hold a pipe: it is read once more, and closed.
+            await asyncio.wait_for(self._board.remains.cleared(), FLUSH)
         self._ended.set()
 
     async def _shut_down(self) -> None:
         await asyncio.sleep(0)  # replies to those who waited for the end
         for watcher in self.watchers.values():
             watcher.close()
-        self._os.kill_strangers()
         self.loop.remove_reader(self._pump.fileno())
         self._log.stop_pumping()
         self._pump.stop(FLUSH)
@@ -402,34 +405,44 @@ class Daemon:
     async def reload_config(self) -> Mapping[str, Any]:
         """Read the config again and do exactly what differs.
 
-        Raises SysupError, with nothing changed, when the new config is wrong.
+        Raises SysupError, with nothing changed, when the new config is wrong; and, with all
+        else changed, when a running process can't be given a limit.
         """
-        try:
-            new = load(self.config.path)
-        except ConfigError as error:
-            raise SysupError(f"cannot reload the config: {error}") from error
-        changes = config.diff(self.config, new)
-        self.config = new
-        for name in changes.removed:
-            if watcher := self.watchers.get(name.lower()):
-                await self.remove(watcher, nostop=False)
-        await self._change_sockets(changes.sockets, new)
-        for name in changes.added:
-            self._adopt(new.watchers[name])
-        for name, options in changes.changed.items():
-            watcher = self.watchers.get(name.lower())
-            if watcher is not None:
-                impacts = {config.impact(option) for option in options}
-                watcher.apply(new.watchers[name], impacts)
-        fresh = [self.watchers[name.lower()] for name in changes.added]
-        starts = [w.start() for w in fresh if w.spec.autostart]
-        await asyncio.gather(*starts, return_exceptions=True)
+        async with self._loading:
+            if self._quitting:
+                raise SysupError("cannot reload the config: sysupd is ending")
+            try:
+                new = load(self.config.path)
+            except ConfigError as error:
+                raise SysupError(f"cannot reload the config: {error}") from error
+            changes = config.diff(self.config, new)
+            self.config = new
+            await self._follow(changes, new)
         self._tell_changes(changes)
         return {
             "added": list(changes.added),
             "removed": list(changes.removed),
             "changed": {name: sorted(options) for name, options in changes.changed.items()},
         }
+
+    async def _follow(self, changes: Changes, new: Config) -> None:
+        """Make the watchers and sockets what the new config says."""
+        for name in (*changes.removed, *changes.added):  # by `add` there may be one already
+            if watcher := self.watchers.get(name.lower()):
+                await self.remove(watcher, nostop=False)
+        await self._change_sockets(changes.sockets, new)
+        fresh = [self._adopt(new.watchers[name]) for name in changes.added]
+        failed = []
+        for name, options in changes.changed.items():
+            if watcher := self.watchers.get(name.lower()):
+                try:
+                    watcher.apply(new.watchers[name], {config.impact(o) for o in options})
+                except SysupError as error:
+                    failed.append(f"{name}: {error}")
+        starts = [w.start() for w in fresh if w.spec.autostart]
+        await asyncio.gather(*starts, return_exceptions=True)
+        if failed:
+            raise SysupError(f"cannot take all of the config over: {'; '.join(failed)}")
 
     async def _change_sockets(self, sockets: Delta, new: Config) -> None:
         """Close, open and bind anew; those that use them follow.

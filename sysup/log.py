@@ -58,7 +58,7 @@ class Pipe:
             f"{self._lost} lines of the log were lost: nobody read them\n" if self._lost else ""
         )
         try:
-            os.write(self._writing, (notice + text).encode("utf-8", "surrogateescape"))
+            os.write(self._writing, (notice + text).encode("utf-8", "backslashreplace"))
         except BlockingIOError:
             self._lost += 1
         else:
@@ -86,16 +86,17 @@ class Log:
     def __init__(self, level: str, output: str) -> None:
         self._handler = make_handler(output)
         self._pipe: Pipe | None = None
+        if type(self._handler) is logging.StreamHandler:
+            self._pipe = Pipe()
+            self._handler.setStream(self._pipe)
         logging.basicConfig(level=level.upper(), handlers=[self._handler])
 
     def pump(self, pump: Pump) -> None:
-        """From now on lines for standard error go through the pump."""
-        if type(self._handler) is logging.StreamHandler:
-            self._pipe = Pipe()
+        """Have the lines for standard error written, also those that were logged so far."""
+        if self._pipe is not None:
             sink = open_sink(pump, None, "stderr")
             pump.add(self._pipe.reading, os.getpid(), sink)
             sink.close()
-            self._handler.setStream(self._pipe)
 
     def stop_pumping(self) -> None:
         """The pump is about to stop: what is logged from now on is lost if nobody reads it."""
@@ -109,7 +110,7 @@ def make_handler(output: str) -> logging.Handler:
     """The handler for an output. Raises SysupError when it can't be opened."""
     if output in STANDARD_ERROR:
         handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(Formatter(sys.stderr.isatty() and "NO_COLOR" not in os.environ))
+        handler.setFormatter(Formatter(os.isatty(2) and "NO_COLOR" not in os.environ))
         return handler
     try:
         if output.startswith("syslog://"):

@@ -93,6 +93,8 @@ class Board:
         self.rand = rand
         self.setting = Setting(os, pump)
         self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
+        self.ending = False
+        """Whether all is to be down for good: nothing is started any more."""
         self.bodies: dict[int, Body] = {}
         """By pid: the processes that live in slots."""
         self.remains = Remains(loop, os, self.bodies.keys)
@@ -108,14 +110,13 @@ class Board:
         """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
-        while waiting:
+        busy: list[Watcher] = []
+        while waiting and self.loop.time() < until:
             watcher = next(iter(waiting))
             del waiting[watcher]
             if watcher.act(until):
-                self.wake(watcher)
-            if self.loop.time() >= until:
-                break
-        for watcher in waiting:
+                busy.append(watcher)
+        for watcher in (*waiting, *busy):
             self.wake(watcher)
 
 
@@ -576,6 +577,8 @@ class Watcher:
         stops = self._stops
 
         def still_mine() -> None:
+            if self.board.ending:
+                raise Superseded(f"cannot start {self.name}: sysupd is ending")
             if self._stops != stops or self._closed:
                 raise Superseded(f"{self.name} was told to stop")
 
