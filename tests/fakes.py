@@ -106,9 +106,16 @@ class FakePump(Pump):
     """Reads nothing; `full` is raised by the next `add`."""
 
     def __init__(self) -> None:
+        self.event = os.eventfd(0)
         self.streams: dict[int, list[FakeStream]] = {}
         self.sinks: list[FakeSink] = []
         self.full: OSError | None = None
+
+    def fileno(self) -> int:
+        return self.event
+
+    def stop(self, timeout: float) -> int:
+        return 0
 
     def open_sink(
         self, pump: Pump, spec: StreamSpec | None, name: StreamName, on_state: OnState | None = None
@@ -248,6 +255,9 @@ class System(OS):
     def reap_strangers(self, mains: Collection[int]) -> int:
         return 0
 
+    def kill_strangers(self) -> int:
+        return 0
+
 
 class World:
     """All of it, with a board on which watchers can be put."""
@@ -289,5 +299,6 @@ class World:
         for process in self.os.living.values():
             os.close(process.pidfd)
         os.close(self.board.setting.null)
+        os.close(self.pump.event)
         self.loop.close()
         assert self.loop.problems == []
