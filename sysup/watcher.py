@@ -177,6 +177,11 @@ class Watcher:
         return public_state(self.want, self.places.values())
 
     @property
+    def is_off(self) -> bool:
+        """Whether it is wanted down, and not by a command that will start it again."""
+        return self.want is Want.DOWN and not self._turn.locked()
+
+    @property
     def bodies(self) -> list[tuple[Place, Body]]:
         """The slots that hold a living process, by wid."""
         return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]
