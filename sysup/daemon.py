@@ -432,6 +432,8 @@ class Daemon:
                 await self.remove(watcher, nostop=False)
         await self._change_sockets(changes.sockets, new)
         fresh = [self._adopt(new.watchers[name]) for name in changes.added]
+        for watcher in fresh:
+            self._publish(watcher.name, "add", {})
         failed = []
         for name, options in changes.changed.items():
             if watcher := self.watchers.get(name.lower()):

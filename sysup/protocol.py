@@ -24,6 +24,9 @@ from typing import Any
 MAX_MESSAGE = 1 << 20
 """Bytes of the longest request the daemon reads."""
 
+MAX_NESTING = 32
+"""Levels of lists and objects in the `id` of a request, which is any JSON value."""
+
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
 """Names of the sockets in an app's runtime directory."""
@@ -121,6 +124,8 @@ def decode_request(data: bytes) -> Request:
         raise InvalidJson("json invalid") from None
     if not isinstance(message, dict):
         raise MessageError("message invalid: not a JSON object")
+    if is_nested(message.get("id")):
+        raise MessageError("message invalid: 'id' is nested too deep")
     command = message.get("command")
     if not isinstance(command, str):
         raise MessageError("message invalid: 'command' is missing")
@@ -143,7 +148,21 @@ def request_id(data: bytes) -> Any:
         message = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return message.get("id") if isinstance(message, dict) else None
+    found = message.get("id") if isinstance(message, dict) else None
+    return None if is_nested(found) else found
+
+
+def is_nested(value: Any) -> bool:
+    """Whether a value is nested so deep that writing it might fail though reading it did not."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
 
 
 def encode_request(request: Request) -> bytes:
