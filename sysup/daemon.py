@@ -377,9 +377,10 @@ class Daemon:
             watcher.forget_processes()
         else:
             await watcher.stop()
-        watcher.close()
-        self.watchers.pop(watcher.name.lower(), None)
-        self._publish(watcher.name, "remove", {})
+        if self.watchers.get(watcher.name.lower()) is watcher:  # not removed meanwhile
+            watcher.close()
+            del self.watchers[watcher.name.lower()]
+            self._publish(watcher.name, "remove", {})
 
     async def start_all(self) -> None:
         """Start what is to be started by itself: high priority first."""

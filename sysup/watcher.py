@@ -379,8 +379,6 @@ class Watcher:
         for place in self.places.values():
             if place.timer is not None:
                 place.timer.cancel()
-            if place.body is not None:
-                place.body.on_released = None
         self.places.clear()
         self._supersede()
         self._answer_waiters()
@@ -447,6 +445,8 @@ class Watcher:
 
     def _handle(self, place: Place, event: Event) -> None:
         """Feed a machine, do what it asks, and set its timer."""
+        if self.places.get(place.wid) is not place:
+            return  # forgotten, and this is about an earlier process of it
         loop = self.board.loop
         before = place.life.state
         for action in place.life.handle(event, loop.time()):
