@@ -116,14 +116,16 @@ class Board:
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
         busy: list[Watcher] = []
-        while waiting and self.loop.time() < until:
-            watcher = next(iter(waiting))
-            del waiting[watcher]
-            if watcher.act(until):
-                busy.append(watcher)
-        # Those that did not come to act are before those that did and want to again.
-        self._awake = {**waiting, **self._awake, **dict.fromkeys(busy)}
-        self._plan_turn()
+        try:
+            while waiting and self.loop.time() < until:
+                watcher = next(iter(waiting))
+                del waiting[watcher]
+                if watcher.act(until):
+                    busy.append(watcher)
+        finally:  # what one raises, by a bug, must not stop the others
+            # Those that did not come to act are before those that did and want to again.
+            self._awake = {**waiting, **self._awake, **dict.fromkeys(busy)}
+            self._plan_turn()
 
 
 @dataclass
@@ -269,12 +271,15 @@ class Watcher:
         return self._difference(before)
 
     async def scale(self, change: int) -> int:
-        """Have so many processes more; those that stay are not touched. Returns the number."""
+        """Have so many processes more; those that stay are not touched. Returns the number.
+
+        Raises MessageError when that would be more than there can be.
+        """
         async with self._turn:
             number = max(0, self.spec.numprocesses + change)
             if self.spec.singleton:
                 number = min(number, 1)
-            self._replace_spec(replace(self.spec, numprocesses=number))
+            self._replace_spec(config.with_option(self.spec, "numprocesses", number))
             self.board.wake(self)
             await self._rest_if_up(self._is_up)
             return self.spec.numprocesses
