@@ -23,15 +23,15 @@ def watchers(daemon: Daemon) -> list[dict[str, Any]]:
 
 def is_begun(watcher: dict[str, Any]) -> bool:
     """Whether all its processes were started, or tried to be."""
-    return watcher["want"] == "down" or len(watcher["processes"]) >= watcher["numprocesses"]
+    return bool(watcher["want"] == "down" or len(watcher["processes"]) >= watcher["numprocesses"])
 
 
 @pytest.fixture
 def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start daemons in `tmp_path`; they end with the test, and must leave no process behind.
 
-    `start` returns once the daemon answers and has begun to start all; with `wait=False` at once, for those that are not
-    meant to come up.
+    `start` returns once the daemon answers and has begun to start all; with `wait=False` at
+    once, for those that are not meant to come up.
     """
     become_subreaper()
     before = descendants(os.getpid()).keys()
