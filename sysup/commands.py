@@ -93,7 +93,7 @@ class Properties:
             return None
         try:
             value = float(self._get(key, (int, float, str), "a number"))
-        except ValueError:
+        except (ValueError, OverflowError):
             value = -1.0
         if not 0 <= value < 1e9:
             raise MessageError(f"message invalid '{key}' isn't a number of seconds")
@@ -201,8 +201,8 @@ def match(app: App, p: Properties) -> list[Watcher]:
         pattern = re.compile(fnmatch.translate(name))
     elif how == "regex":
         try:
-            pattern = re.compile(name)
-        except re.error as error:
+            pattern = re.compile(p.text("name"), re.IGNORECASE)
+        except (re.error, OverflowError, RecursionError) as error:
             raise MessageError(f"message invalid 'name' isn't a pattern: {error}") from None
     else:
         raise MessageError(f"message invalid 'match' isn't glob, regex or simple: {how}")
@@ -412,7 +412,7 @@ def reload(app: App, p: Properties) -> Later:
 
     if "name" in p:
         watcher = find(app, p.text("name"))
-        if watcher.want is Want.DOWN:
+        if watcher.is_stopped:
             raise SysupError(f"{watcher.name} is stopped")
         return Later(one_or_many([watcher], reload_one))
     up = [w for w in app.watchers.values() if w.want is Want.UP]
@@ -446,7 +446,7 @@ def signal_(app: App, p: Properties) -> Reply:
     find(app, p.text("name")).signal(
         p.signum("signum"),
         pid=p.pid(),
-        child_pid=p.pid("childpid") or p.pid("child_pid"),
+        child_pid=p.pid("childpid" if "childpid" in p else "child_pid"),
         children=p.flag("children"),
         recursive=p.flag("recursive"),
     )

@@ -22,9 +22,11 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from sysup import config, protocol
-from sysup.config import Changes, Config, ConfigError, Role, SocketSpec, WatcherSpec
+from sysup.body import used_sockets
+from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
 from sysup.log import Log
+from sysup.machine import Want
 from sysup.process import OS, become_subreaper, identity, raise_nofile
 from sysup.protocol import MessageError, SysupError
 from sysup.sockets import Sockets
@@ -101,6 +103,7 @@ class Daemon:
         self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
+        self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
         self._log = own_log
@@ -108,7 +111,6 @@ class Daemon:
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
-        self._nofile = raise_nofile()
         self._stats = Stats()
         self._os = OS(nofile=self._nofile)
         self._pump = Pump()
@@ -197,7 +199,7 @@ class Daemon:
         self._sockets.close()
         self._lock.close()
         # The loop gives its signals back when it closes: from here they have nothing to end.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGHUP, signal.SIGUSR1))
 
     def _give_up(self, exit_code: int | None) -> None:
         """A watcher with `on_give_up = exit` gave up: end with its code."""
@@ -311,9 +313,23 @@ class Daemon:
             try:
                 self._sockets.open(spec)
             except SysupError as error:
-                log.error("%s", error)
+                log.error("%s; trying again every %g s", error, BIND_AGAIN)
+                self.loop.call_later(BIND_AGAIN, self._open_again, spec)
         self._board.setting.sockets = self._sockets.fds()
         self._board.setting.socket_problems = self._sockets.problems
+
+    def _open_again(self, spec: SocketSpec) -> None:
+        wanted = self.config.sockets.get(spec.name) == spec
+        if self._quitting or not wanted or spec.name in self._sockets.fds():
+            return
+        try:
+            self._sockets.open(spec)
+        except SysupError as error:
+            log.debug("%s", error)
+            self.loop.call_later(BIND_AGAIN, self._open_again, spec)
+        else:
+            log.info("bound socket %s at last", spec.name)
+            self._board.setting.sockets = self._sockets.fds()
 
     def _tell_changes(self, changes: Changes) -> None:
         parts = [
@@ -361,9 +377,10 @@ class Daemon:
             watcher.forget_processes()
         else:
             await watcher.stop()
-        watcher.close()
-        self.watchers.pop(watcher.name.lower(), None)
-        self._publish(watcher.name, "remove", {})
+        if self.watchers.get(watcher.name.lower()) is watcher:  # not removed meanwhile
+            watcher.close()
+            del self.watchers[watcher.name.lower()]
+            self._publish(watcher.name, "remove", {})
 
     async def start_all(self) -> None:
         """Start what is to be started by itself: high priority first."""
@@ -414,8 +431,10 @@ class Daemon:
         for name in (*changes.removed, *changes.added):  # by `add` there may be one already
             if watcher := self.watchers.get(name.lower()):
                 await self.remove(watcher, nostop=False)
-        self._change_sockets(changes, new)
+        await self._change_sockets(changes.sockets, new)
         fresh = [self._adopt(new.watchers[name]) for name in changes.added]
+        for watcher in fresh:
+            self._publish(watcher.name, "add", {})
         failed = []
         for name, options in changes.changed.items():
             if watcher := self.watchers.get(name.lower()):
@@ -428,11 +447,25 @@ class Daemon:
         if failed:
             raise SysupError(f"cannot take all of the config over: {'; '.join(failed)}")
 
-    def _change_sockets(self, changes: Changes, new: Config) -> None:
-        sockets = changes.sockets
-        for name in (*sockets.removed, *sockets.changed):
+    async def _change_sockets(self, sockets: Delta, new: Config) -> None:
+        """Close, open and bind anew; those that use them follow.
+
+        An address is free only when nobody has the old socket any more, and its number here
+        may become another file's. So its users are down meanwhile.
+        """
+        gone = (*sockets.removed, *sockets.changed)
+        users = [w for w in self.watchers.values() if used_sockets(w.spec, gone)]
+        were_up = [w for w in users if w.want is Want.UP]
+        await asyncio.gather(*(w.stop() for w in users))
+        for name in gone:
             self._sockets.close_one(name)
         self._open_sockets(new.sockets[name] for name in (*sockets.added, *sockets.changed))
+        if sockets.added:
+            users += [w for w in self.watchers.values() if w.spec.use_sockets and w not in users]
+        for watcher in users:
+            watcher.apply(watcher.spec, {Impact.RELOAD})
+        for watcher in were_up if not self._quitting else ():
+            watcher.begin_start()
 
     def options(self) -> Mapping[str, Any]:
         """Circus's five global options, and where this daemon is."""

@@ -24,6 +24,9 @@ from typing import Any
 MAX_MESSAGE = 1 << 20
 """Bytes of the longest request the daemon reads."""
 
+MAX_ID = 1024
+"""Characters of the longest `id`, as JSON: it is kept with each reply, and a peer may not read his."""
+
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
 """Names of the sockets in an app's runtime directory."""
@@ -121,6 +124,8 @@ def decode_request(data: bytes) -> Request:
         raise InvalidJson("json invalid") from None
     if not isinstance(message, dict):
         raise MessageError("message invalid: not a JSON object")
+    if not _is_id(message.get("id")):
+        raise MessageError("message invalid: 'id' is too long")
     command = message.get("command")
     if not isinstance(command, str):
         raise MessageError("message invalid: 'command' is missing")
@@ -143,7 +148,16 @@ def request_id(data: bytes) -> Any:
         message = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    return message.get("id") if isinstance(message, dict) else None
+    number = message.get("id") if isinstance(message, dict) else None
+    return number if _is_id(number) else None
+
+
+def _is_id(value: Any) -> bool:
+    """Whether it may stand in a reply; what is deep may be read, and not be written again."""
+    try:
+        return len(json.dumps(value)) <= MAX_ID
+    except RecursionError:
+        return False
 
 
 def encode_request(request: Request) -> bytes:

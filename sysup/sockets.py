@@ -30,7 +30,7 @@ class Sockets:
         self.problems.pop(spec.name, None)
         try:
             self._bound[spec.name] = (spec, bind(spec))
-        except (OSError, KeyError, AttributeError) as error:
+        except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             place = spec.path or f"{spec.host}:{spec.port}"
             problem = f"cannot bind socket {spec.name} to {place}: {reason.lower()}"
@@ -69,7 +69,7 @@ class Sockets:
 
 
 def bind(spec: SocketSpec) -> socket.socket:
-    """Make a socket as the config says. Raises OSError, or KeyError for an unknown protocol."""
+    """Make a socket as the config says. Raises OSError; UnicodeError for what can't be a host."""
     family = socket.AF_UNIX if spec.path else getattr(socket, spec.family)
     kind = getattr(socket, spec.type)
     proto = socket.getprotobyname(spec.proto) if spec.proto else 0

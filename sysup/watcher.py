@@ -99,25 +99,33 @@ class Board:
         """By pid: the processes that live in slots."""
         self.remains = Remains(loop, os, self.bodies.keys)
         self._awake: dict[Watcher, None] = {}
+        self._turn: asyncio.Handle | None = None
 
     def wake(self, watcher: Watcher) -> None:
         """Have the watcher's plan made and carried out in the loop's next turn."""
-        if not self._awake:
-            self.loop.call_soon(self._act)
         self._awake[watcher] = None
+        self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if self._awake and self._turn is None:
+            self._turn = self.loop.call_soon(self._act)
 
     def _act(self) -> None:
         """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
+        self._turn = None
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
         busy: list[Watcher] = []
-        while waiting and self.loop.time() < until:
-            watcher = next(iter(waiting))
-            del waiting[watcher]
-            if watcher.act(until):
-                busy.append(watcher)
-        for watcher in (*waiting, *busy):
-            self.wake(watcher)
+        try:
+            while waiting and self.loop.time() < until:
+                watcher = next(iter(waiting))
+                del waiting[watcher]
+                if watcher.act(until):
+                    busy.append(watcher)
+        finally:  # what one raises, by a bug, must not stop the others
+            # Those that did not come to act are before those that did and want to again.
+            self._awake = {**waiting, **self._awake, **dict.fromkeys(busy)}
+            self._plan_turn()
 
 
 @dataclass
@@ -177,6 +185,11 @@ class Watcher:
         return public_state(self.want, self.places.values())
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it is down to stay: no command is under way that may bring it up."""
+        return self.want is Want.DOWN and not self._turn.locked()
+
+    @property
     def bodies(self) -> list[tuple[Place, Body]]:
         """The slots that hold a living process, by wid."""
         return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]
@@ -187,7 +200,7 @@ class Watcher:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
         before = self._pids()
         async with self._my_turn() as still_mine:
-            if self.want is Want.DOWN:  # a stop may not be through
+            if self.want is Want.DOWN and self.places:  # a stop is not through
                 await self._rest(self._is_down)
                 still_mine()
             self.begin_start()
@@ -258,12 +271,15 @@ class Watcher:
         return self._difference(before)
 
     async def scale(self, change: int) -> int:
-        """Have so many processes more; those that stay are not touched. Returns the number."""
+        """Have so many processes more; those that stay are not touched. Returns the number.
+
+        Raises MessageError when that would be more than there can be.
+        """
         async with self._turn:
             number = max(0, self.spec.numprocesses + change)
             if self.spec.singleton:
                 number = min(number, 1)
-            self._replace_spec(replace(self.spec, numprocesses=number))
+            self._replace_spec(config.with_option(self.spec, "numprocesses", number))
             self.board.wake(self)
             await self._rest_if_up(self._is_up)
             return self.spec.numprocesses
@@ -369,8 +385,6 @@ class Watcher:
         for place in self.places.values():
             if place.timer is not None:
                 place.timer.cancel()
-            if place.body is not None:
-                place.body.on_released = None
         self.places.clear()
         self._supersede()
         self._answer_waiters()
@@ -437,6 +451,8 @@ class Watcher:
 
     def _handle(self, place: Place, event: Event) -> None:
         """Feed a machine, do what it asks, and set its timer."""
+        if self.places.get(place.wid) is not place:
+            return  # forgotten, and this is about an earlier process of it
         loop = self.board.loop
         before = place.life.state
         for action in place.life.handle(event, loop.time()):

@@ -145,6 +145,12 @@ def test_sections_are_sorted_and_names_kept() -> None:
     assert list(config.sockets) == ["a", "s"]
 
 
+def test_a_name_is_printable() -> None:
+    assert errors("[watcher:caf\udce9]\ncmd=x") == [
+        "1: [watcher:caf\udce9]: a name is of printable characters, in UTF-8"
+    ]
+
+
 def test_names_that_differ_by_case_alone() -> None:
     text = "[watcher:web]\ncmd=x\n[watcher:Web]\ncmd=x\n[socket:s]\nport=1\n[socket:S]\nport=2"
     assert errors(text) == [

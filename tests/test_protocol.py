@@ -87,3 +87,12 @@ def test_topics() -> None:
     assert protocol.topic("Web App", "reap") == b"watcher.web_app.reap"
     assert protocol.split_topic(b"watcher.web_app.reap") == ("web_app", "reap")
     assert protocol.split_topic(b"watcher.my.web.app.reap") == ("my.web.app", "reap")
+
+
+def test_an_id_is_nested_so_deep_that_it_can_be_sent_back_or_it_is_refused() -> None:
+    shallow = b'{"command": "version", "id": [[{"a": [1]}]]}'
+    assert protocol.decode_request(shallow).id == [[{"a": [1]}]]
+    deep = b'{"command": "version", "id": %s}' % (b"[" * 900 + b"]" * 900)
+    with pytest.raises(protocol.MessageError, match="nested"):
+        protocol.decode_request(deep)
+    assert protocol.request_id(deep) is None

@@ -62,6 +62,7 @@ def test_replace_removes_nothing_but_sockets(sockets: Sockets, tmp_path: Path) -
     "spec",
     [
         SocketSpec(name="s", host="no.such.host.invalid", port=1),
+        SocketSpec(name="s", host="x" * 70, port=1),
         SocketSpec(name="s", host="127.0.0.1", port=0, proto="nosuchproto"),
         SocketSpec(name="s", path="/nosuch/directory/s"),
         SocketSpec(name="s", path="/tmp/" + "x" * 200),

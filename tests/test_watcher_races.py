@@ -9,10 +9,10 @@ import pytest
 
 from sysup.config import FlappingSpec, Impact
 from sysup.machine import State
-from sysup.protocol import SysupError
+from sysup.protocol import MessageError, SysupError
 from sysup.watcher import Superseded
-from tests.fakes import World
 from tests.test_watcher import pids, up
+from tests.world import World
 
 CALM = FlappingSpec(active=False)
 
@@ -84,3 +84,27 @@ def test_a_group_gets_a_stop_signal_once(world: World) -> None:
     world.run(watcher.stop())
     assert world.os.sent[0] == ("group", 101, signal.SIGTERM)
     assert ("process", 101, signal.SIGTERM) not in world.os.sent
+
+
+def test_what_one_watcher_raises_keeps_no_other_from_its_turn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken, sound = world.watcher("broken"), world.watcher("sound")
+
+    def act(until: float) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(broken, "act", act)
+    world.board.wake(broken)
+    sound.begin_start()
+    world.loop.settle()
+    assert len(pids(sound)) == 1
+    assert [type(p["exception"]) for p in world.loop.problems] == [ZeroDivisionError]
+    world.loop.problems.clear()
+
+
+def test_there_can_be_too_many(world: World) -> None:
+    watcher = up(world)
+    with pytest.raises(MessageError, match="numprocesses: 1000000001 is more than"):
+        world.run(watcher.scale(10**9))
+    assert len(pids(watcher)) == 1

@@ -151,6 +151,9 @@ class _Loader:
             name = name.strip()
             if before != kind or not name:
                 continue
+            if not name.isprintable():
+                self._report.error(section.place, "a name is of printable characters, in UTF-8")
+                continue
             if not section.values and not self._defaults:
                 self._report.warning(section.place, "is empty, and ignored")
                 continue

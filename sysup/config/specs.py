@@ -131,7 +131,7 @@ class WatcherSpec:
     umask: int | None = option(
         Octal(), None, "file mode creation mask; default: the daemon's", impact=RELOAD
     )
-    numprocesses: int = option(Processes(0), 1, "how many processes", impact=Impact.SCALE)
+    numprocesses: int = option(Processes(0, 100_000), 1, "how many processes", impact=Impact.SCALE)
     singleton: bool = option(FLAG, False, "never more than one process")
     warmup_delay: float = option(Seconds(), 0.0, "pause between the starts of two processes")
     priority: int = option(Whole(), 0, "watchers with a higher one start first and stop last")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,16 @@ DEAF = (
 )
 
 
+class NoReply(AssertionError):
+    """The daemon does not answer."""
+
+
 class Peer:
     """A client of its own, that need not wait for replies."""
 
     def __init__(self, runtime: Path) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.linger = 0
+        self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(f"ipc://{runtime}/control")
 
     def __enter__(self) -> Peer:
@@ -46,7 +52,8 @@ class Peer:
         self.socket.send(protocol.encode_request(protocol.Request(command, properties, command)))
 
     def receive(self) -> dict[str, Any]:
-        assert self.socket.poll(15000), "no reply"
+        if not self.socket.poll(8000):
+            raise NoReply
         reply: dict[str, Any] = json.loads(self.socket.recv())
         return reply
 
@@ -105,7 +112,9 @@ def test_what_fled_with_the_pipe_of_a_crashed_process_does_not_delay_the_end(
 
 
 def test_a_forgotten_watcher_starts_nothing_more(sysupd: Start) -> None:
-    daemon = sysupd("[watcher:w]\ncmd = false\nflapping.retry_in = 0.3\nbackoff.delay = 0.3\n" + SLEEPER)
+    daemon = sysupd(
+        "[watcher:w]\ncmd = false\nflapping.retry_in = 0.3\nbackoff.delay = 0.3\n" + SLEEPER
+    )
     until(
         lambda: daemon.call("status", name="w")["watchers"]["w"]["state"] == "flapping", "flapping"
     )
@@ -120,12 +129,12 @@ def test_a_forgotten_watcher_starts_nothing_more(sysupd: Start) -> None:
 def test_a_removed_and_forgotten_watcher_costs_nothing(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     before = len(os.listdir(f"/proc/{daemon.pid}/fd"))
-    for number in range(5):
+    for _ in range(5):
         daemon.call("add", name="w", cmd="sleep 1000", start=True, waiting=True)
         (pid,) = daemon.pids("w")
         daemon.call("rm", name="w", nostop=True, waiting=True)
         os.kill(pid, signal.SIGKILL)
-        until(lambda: not os.path.exists(f"/proc/{pid}"), "it is reaped")
+        until(lambda: len(children(daemon.pid)) == 1, "it is reaped")
     until(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) == before, "nothing is left open")
 
 
@@ -136,7 +145,9 @@ def test_a_limit_that_cannot_be_set_does_not_cost_the_rest_of_a_reload(sysupd: S
     ini = "[watcher:a]\ncmd = sleep 1000\nrlimit_nofile = 100\n[watcher:b]\ncmd = sleep 1000\n"
     daemon = sysupd(ini)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    ini = ini.replace("100\n", f"{most * 2}\n") + "numprocesses = 2\n[watcher:c]\ncmd = sleep 1000\n"
+    ini = (
+        ini.replace("100\n", f"{most * 2}\n") + "numprocesses = 2\n[watcher:c]\ncmd = sleep 1000\n"
+    )
     daemon.file.write_text(ini)
     reply = daemon.call("reloadconfig", waiting=True)
     assert "rlimit_nofile" in reply["reason"]
@@ -218,7 +229,7 @@ def test_its_own_descriptors_may_be_closed(tmp_path: Path, shut: str) -> None:
 # ---- hostile clients -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [200, 450, 900, 990, 2000, 20_000, 300_000])
+@pytest.mark.parametrize("depth", [200, 2000, 300_000])
 @pytest.mark.parametrize("where", ["id", "properties", "options"])
 def test_json_that_is_deep(sysupd: Start, where: str, depth: int) -> None:
     daemon = sysupd(SLEEPER)
@@ -235,7 +246,16 @@ def test_json_that_is_deep(sysupd: Start, where: str, depth: int) -> None:
     assert "Traceback" not in daemon.log()
 
 
-@pytest.mark.parametrize("name", ["\ud800", "a\nb", "a\0b", "", ".", "x" * 300_000, "\udc80"])
+def test_an_id_that_can_be_read_but_not_written(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    with Peer(daemon.runtime) as peer:
+        for depth in range(900, 1001):
+            deep = b"[" * depth + b"]" * depth
+            peer.socket.send(b'{"command": "version", "id": %s}' % deep)
+            assert peer.receive()["status"] == "error"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "a\0b", "", ".", "x" * 300_000])
 def test_names_that_are_strange(sysupd: Start, name: str) -> None:
     daemon = sysupd(SLEEPER)
     daemon.call("add", name=name, cmd="sleep 1000", start=True, waiting=True)
@@ -248,7 +268,21 @@ def test_names_that_are_strange(sysupd: Start, name: str) -> None:
     assert "Traceback" not in daemon.log()
 
 
-BAD = [None, True, -1, 1e300, float("nan"), float("inf"), "", "\0", "\ud800", "x" * 9999, [], [[]], {}]
+BAD: list[Any] = [
+    None,
+    True,
+    -1,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "",
+    "\0",
+    "\ud800",
+    "x" * 9999,
+    [],
+    [[]],
+    {},
+]
 
 
 def test_values_that_are_bad(sysupd: Start) -> None:
@@ -261,16 +295,15 @@ def test_values_that_are_bad(sysupd: Start) -> None:
     assert "Traceback" not in daemon.log()
 
 
-def test_it_remembers_no_replies_for_who_reads_none(sysupd: Start) -> None:
+def test_long_ids_are_not_kept(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     with Peer(daemon.runtime) as peer:
-        peer.socket.rcvhwm = 1
         request = b'{"command": "version", "id": "%s"}' % (b"x" * 900_000)
         for _ in range(300):
             peer.socket.send(request)
         peer.send("version")
-        daemon.call("version")
-        assert resident(daemon.pid) < 100 << 20
+        for _ in range(300):
+            assert "'id'" in peer.receive()["reason"]
 
 
 def resident(pid: int) -> int:
@@ -281,7 +314,12 @@ def resident(pid: int) -> int:
 def test_garbage_bytes_on_its_sockets(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     for name in ("control", "events"):
-        for data in (b"\0" * 9999, b"GET / HTTP/1.0\r\n\r\n", b"\xff" + b"\xff" * 63, os.urandom(9999)):
+        for data in (
+            b"\0" * 9999,
+            b"GET / HTTP/1.0\r\n\r\n",
+            b"\xff" + b"\xff" * 63,
+            os.urandom(9999),
+        ):
             with socket.socket(socket.AF_UNIX) as peer:
                 peer.connect(f"{daemon.runtime}/{name}")
                 peer.sendall(data)
@@ -301,3 +339,305 @@ def test_two_thousand_connections(sysupd: Start) -> None:
         for peer in peers:
             peer.close()
     until(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) <= before, "all are closed")
+
+
+# ---- everything at once ----------------------------------------------------------------------
+
+CHAOS = """
+[watcher:a]
+cmd = sleep 1001
+numprocesses = 3
+graceful_timeout = 1
+flapping.retry_in = 0.05
+max_retry = -1
+backoff.delay = 0.01
+
+[watcher:b]
+cmd = sh -c "trap '' TERM; setsid sleep 1003 & exec sleep 1002"
+numprocesses = 2
+graceful_timeout = 0.1
+flapping.retry_in = 0.05
+max_retry = -1
+warmup_delay = 0.01
+
+[watcher:c]
+cmd = sh -c 'sleep 0.0$$; exit 1'
+graceful_timeout = 1
+flapping.retry_in = 0.05
+backoff.delay = 0.01
+max_retry = -1
+"""
+
+
+def disorder(runtime: Path, seed: int, commands: int, asks: float) -> None:
+    """Send commands at random; wait for few of them to be read."""
+    rand = random.Random(seed)
+    with Peer(runtime) as peer:
+        for number in range(commands):
+            name = rand.choice("aabbc")
+            choices: list[tuple[str, dict[str, Any]]] = [
+                ("start", {}),
+                ("stop", {}),
+                ("restart", {}),
+                ("reload", {}),
+                ("reload", {"sequential": True}),
+                ("incr", {"nb": rand.randint(1, 3)}),
+                ("decr", {"nb": rand.randint(1, 3)}),
+                ("set", {"options": {"numprocesses": rand.randint(0, 4)}}),
+                ("set", {"options": {"env": {"A": str(number)}}}),
+                ("set", {"options": {"flapping.scope": rand.choice(["slot", "watcher"])}}),
+                ("kill", {}),
+                ("signal", {"signum": rand.choice(["KILL", "TERM", "STOP", "CONT", "HUP"])}),
+                ("add", {"cmd": "sleep 1004", "start": True, "name": f"new{seed}"}),
+                ("rm", {"name": f"new{seed}", "nostop": rand.random() < 0.1}),
+                ("reloadconfig", {}),
+            ]
+            command, properties = rand.choice(choices)
+            peer.send(command, **{"name": name, "waiting": rand.random() < 0.2, **properties})
+            if rand.random() < asks:
+                peer.send("version")
+                while peer.receive().get("id") != "version":
+                    pass
+
+
+def havoc(daemon: Daemon, seed: int) -> None:
+    """Four clients at once, and a killer."""
+    runtime = daemon.runtime
+    clients = [
+        threading.Thread(target=disorder, args=(runtime, seed + n, 60, 0.2)) for n in range(4)
+    ]
+    for client in clients:
+        client.start()
+    rand = random.Random(seed)
+    while any(client.is_alive() for client in clients):
+        if victims := sorted(descendants(daemon.pid)):
+            with suppress(ProcessLookupError):
+                os.kill(rand.choice(victims), signal.SIGKILL)
+    for client in clients:
+        client.join()
+
+
+@pytest.mark.parametrize("seed", [100, 200, 300])
+def test_after_a_storm_all_is_as_wanted(sysupd: Start, seed: int) -> None:
+    daemon = sysupd(CHAOS)
+    havoc(daemon, seed)
+    for name in daemon.call("list")["watchers"]:
+        if name.startswith("new"):
+            daemon.call("rm", name=name, waiting=True)
+    daemon.call("stop", waiting=True)
+    assert daemon.call("status")["statuses"] == dict.fromkeys("abc", "stopped")
+    assert daemon.call("numprocesses")["numprocesses"] == 0
+    for name, number in (("a", 3), ("b", 2)):
+        daemon.call("set", name=name, options={"numprocesses": number, "env": {}}, waiting=True)
+        assert daemon.call("start", name=name, waiting=True)["status"] == "ok"
+
+    def sleepers() -> list[str]:
+        commands = [command for _, command in sorted(descendants(daemon.pid).items())]
+        return sorted(command for command in commands if command != "sleep 1004")
+
+    wanted = ["sleep 1001"] * 3 + ["sleep 1002"] * 2 + ["sleep 1003"] * 2
+    until(lambda: sleepers() == wanted, "as wanted")
+    assert len(daemon.pids("a")) == 3
+    assert len(daemon.pids("b")) == 2
+    assert "Traceback" not in daemon.log()
+    assert daemon.stop(timeout=10) == 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_it_ends_in_the_midst_of_a_storm(sysupd: Start, seed: int) -> None:
+    daemon = sysupd(CHAOS)
+    storm = threading.Thread(target=disorder, args=(daemon.runtime, seed, 100, 0.0))
+    enough = random.Random(seed).randint(0, 40)
+    storm.start()
+    for _ in range(enough):
+        daemon.call("list")
+    assert daemon.stop(timeout=10) == 0
+    storm.join()
+    assert "Traceback" not in daemon.log()
+
+
+# ---- scarce things ---------------------------------------------------------------------------
+
+
+def test_descriptors_run_out(sysupd: Start) -> None:
+    """Processes that find none fail with a reason, and start once there are some again."""
+    daemon = sysupd(
+        "[watcher:w]\ncmd = sleep 1000\nautostart = False\nnumprocesses = 60\n"
+        "backoff.delay = 0.05\nflapping.retry_in = 0.1\nmax_retry = -1\n" + SLEEPER
+    )
+    most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (90, most))
+    daemon.call("start", name="w", waiting=True)
+    watcher = daemon.call("status", name="w")["watchers"]["w"]
+    assert watcher["state"] in ("backoff", "flapping")
+    assert "too many open files" in watcher["reason"].lower()
+    assert daemon.status("good") == "active"
+    assert daemon.call("decr", name="w", nb=55, waiting=True)["numprocesses"] == 5
+    until(lambda: daemon.call("status")["watchers"]["w"]["ready"] == 5, "those that can run")
+    assert len(descendants(daemon.pid)) == 6
+    assert daemon.call("stop", name="w", waiting=True)["status"] == "ok"
+    assert len(descendants(daemon.pid)) == 1
+    assert "Traceback" not in daemon.log()
+
+
+@pytest.mark.parametrize("limit", [8, 16, 32, 63])
+def test_too_few_descriptors_to_begin_with(tmp_path: Path, limit: int) -> None:
+    file = tmp_path / "app.ini"
+    file.write_text(f"[sysup]\nruntime_dir = {tmp_path}/r\n[watcher:w]\ncmd = sleep 1000\n")
+    command = f"ulimit -n {limit}; exec {PROGRAMS}/sysupd {file}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 1
+    assert f"cannot run with {limit} open files" in ended.stderr
+
+
+def test_a_disk_that_is_full(sysupd: Start, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path / "disk"]
+    ).returncode:
+        pytest.skip("may not mount")
+    try:
+        stream = f"stdout_stream.filename = {tmp_path}/disk/"
+        daemon = sysupd(
+            f"[watcher:a]\ncmd = yes a\n{stream}a\n[watcher:b]\ncmd = yes b\n{stream}b\n"
+            "[watcher:c]\ncmd = sh -c 'while :; do echo c; sleep 0.05; done'\n"
+            f"stdout_stream.filename = {tmp_path}/c\n"
+        )
+
+        def problem(name: str) -> str:
+            return str(daemon.call("status")["watchers"][name]["problem"])
+
+        until(lambda: "no space" in problem("a").lower(), "a is told")
+        size = (tmp_path / "c").stat().st_size
+        until(lambda: (tmp_path / "c").stat().st_size > size, "c goes on")
+        assert daemon.call("restart", waiting=True)["status"] == "ok"
+        assert daemon.stop(timeout=10) == 0
+    finally:
+        subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
+
+
+def test_a_log_that_was_deleted(sysupd: Start, tmp_path: Path) -> None:
+    log = tmp_path / "w.log"
+    daemon = sysupd(
+        "[watcher:w]\ncmd = sh -c 'while :; do echo w; sleep 0.02; done'\n"
+        f"stdout_stream.filename = {log}\n"
+    )
+    until(lambda: log.exists() and log.stat().st_size, "it is written")
+    log.unlink()
+    daemon.process.send_signal(signal.SIGUSR1)
+    until(lambda: log.exists() and log.stat().st_size, "it is written anew")
+
+
+# ---- leaks -----------------------------------------------------------------------------------
+
+
+def test_watchers_come_and_go_without_a_trace(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+
+    def cycle(number: int) -> None:
+        for _ in range(number):
+            daemon.call("add", name="w", cmd="sleep 1000", start=True, waiting=True)
+            daemon.call("rm", name="w", waiting=True)
+
+    cycle(30)
+    files, memory = len(os.listdir(f"/proc/{daemon.pid}/fd")), resident(daemon.pid)
+    cycle(200)
+    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= files
+    assert resident(daemon.pid) - memory < 1 << 20
+    assert len(descendants(daemon.pid)) == 1
+
+
+def test_crashes_leave_no_trace(sysupd: Start) -> None:
+    daemon = sysupd(
+        "[watcher:w]\ncmd = true\nflapping.active = False\nbackoff.delay = 0\n" + SLEEPER
+    )
+
+    def restarts() -> int:
+        return int(daemon.call("status")["watchers"]["w"]["restarts"])
+
+    until(lambda: restarts() > 20, "20 crashes")
+    memory = resident(daemon.pid)
+    until(lambda: restarts() > 320, "300 more")
+    assert resident(daemon.pid) - memory < 1 << 20
+    daemon.call("stop", name="w", waiting=True)
+    daemon.call("rm", name="w", waiting=True)
+    until(lambda: len(children(daemon.pid)) == 1, "no zombie is left")
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, also those that have ended."""
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def test_a_bomb_of_daemons(sysupd: Start, tmp_path: Path) -> None:
+    (tmp_path / "bomb").write_text(
+        "i=0; while [ $i -lt 25 ]; do i=$((i+1))\n"
+        "setsid sleep 1000 & (setsid setsid sleep 1000 &)\n"
+        "done; echo done; exec sleep 1000\n"
+    )
+    daemon = sysupd("[watcher:w]\ncmd = sh bomb\n")
+    until(lambda: len(descendants(daemon.pid)) == 51, "all of them")
+    assert daemon.call("stop", name="w", waiting=True)["status"] == "ok"
+    assert descendants(daemon.pid) == {}
+
+
+def test_hangups_to_the_last(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    daemon.process.send_signal(signal.SIGTERM)
+    while daemon.process.poll() is None:
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.process.send_signal(signal.SIGUSR1)
+    assert daemon.process.returncode == 0
+    assert "Traceback" not in daemon.log()
+
+
+# ---- other users -----------------------------------------------------------------------------
+
+
+def as_nobody(*command: str | Path) -> list[str | Path]:
+    return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.parametrize("trap", ["directory", "link"])
+def test_a_runtime_directory_that_a_stranger_made(tmp_path: Path, trap: str) -> None:
+    base = Path("/tmp/sysup-65534")
+    if os.path.lexists(base):
+        pytest.skip(f"{base} is there")
+    target = tmp_path / "target"
+    target.mkdir()
+    os.chown(target, 65534, 65534)
+    with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
+        os.chmod(file.name, 0o644)
+        file.write(SLEEPER)
+        file.flush()
+        try:
+            if trap == "directory":
+                base.mkdir()
+                base.chmod(0o777)
+            else:
+                base.symlink_to(target)
+            os.chown(base, 12345, 12345, follow_symlinks=False)
+            command = as_nobody(PROGRAMS / "sysupd", file.name)
+            env = {"PATH": os.environ["PATH"]}
+            ended = subprocess.run(
+                command, capture_output=True, text=True, env=env, cwd="/", timeout=20
+            )
+        finally:
+            base.unlink() if base.is_symlink() else shutil.rmtree(base)
+    assert ended.returncode == 1
+    assert str(base) in ended.stderr
+    assert list(target.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+def test_sysupctl_of_somebody_else_is_refused(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    os.chmod(daemon.runtime.parent, 0o755)
+    command = as_nobody(
+        PROGRAMS / "sysupctl", "--endpoint", f"ipc://{daemon.runtime}/control", "status"
+    )
+    ended = subprocess.run(command, capture_output=True, text=True, env=daemon.env, cwd="/")
+    assert ended.returncode == 4
+    assert "permission denied" in ended.stderr.lower()
