@@ -25,7 +25,7 @@ MAX_MESSAGE = 1 << 20
 """Bytes of the longest request the daemon reads."""
 
 MAX_ID = 1024
-"""Characters of the longest `id`, as JSON: it is kept with each reply, and a peer may not read his."""
+"""Characters of the longest `id`, as JSON: it is kept with each reply until that is read."""
 
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
