@@ -47,6 +47,9 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #define CHILD_STACK 65536 /* search_and_execute() has PATH_MAX on it, close_the_rest() 4 KiB */
 #define LAST_SIGNAL 64    /* _NSIG of every architecture but MIPS */
@@ -491,7 +494,8 @@ static bool cgroup_refused(const struct child *child, int error)
     return child->in_cgroup && error != EAGAIN && error != ENOMEM && error != EMFILE && error != ENFILE;
 }
 
-/* What the child needs of memory: one mapping, its lowest page a guard. */
+/* What the child needs of memory: one mapping, its lowest page a guard. The sanitizer may
+ * remember the frames of an earlier child there, which it never left. */
 static char *map_stack(size_t guard)
 {
     char *memory = mmap(NULL, guard + CHILD_STACK, PROT_READ | PROT_WRITE,
@@ -502,6 +506,9 @@ static char *map_stack(size_t guard)
         (void)munmap(memory, guard + CHILD_STACK);
         return NULL;
     }
+#ifdef __SANITIZE_ADDRESS__
+    ASAN_UNPOISON_MEMORY_REGION(memory, guard + CHILD_STACK);
+#endif
     return memory;
 }
 

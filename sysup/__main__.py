@@ -17,12 +17,17 @@ from sysup.protocol import SysupError
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
+PID_DIGITS = 20
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path())
 @click.option("--check", is_flag=True, help="Tell everything that is wrong with FILE, and end.")
-@click.option("--log-level", help="debug, info, warning, error or critical.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"]),
+    help="The least that is logged (info).",
+)
 @click.option("--log-output", help="A file, or - for standard error.")
 @click.option("--pidfile", help="Write the daemon's process id there.")
 @click.version_option(__version__, prog_name="sysupd")
@@ -83,13 +88,19 @@ async def run(loaded: Config, own_log: Log, pidfile: str | None) -> int:
 
 
 def write_pidfile(path: str) -> None:
-    """Say who we are. Raises SysupError when a living process is named there already."""
+    """Say who we are. Raises SysupError when another living process is named there already.
+
+    No link is followed: in a directory that others may write it could lead to any file. In a
+    container the file that an earlier run left may well name our own pid.
+    """
     try:
-        with open(path, "a+", encoding="ascii") as file:
-            file.seek(0)
-            holder = file.read().strip()
-            if holder.isdigit() and os.path.exists(f"/proc/{holder}"):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with open(fd, "r+", encoding="ascii", errors="replace") as file:
+            holder = file.read(PID_DIGITS).strip()
+            alive = holder.isdecimal() and os.path.exists(f"/proc/{holder}")
+            if alive and int(holder) != os.getpid():
                 raise SysupError(f"cannot write {path}: process {holder} is named there and alive")
+            file.seek(0)
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
     except OSError as error:

@@ -314,13 +314,15 @@ class Remains:
         if not self._bodies:
             self._empty.set()
 
-    def _kill(self, how: Callable[..., bool], *args: int) -> None:
-        """What may not be killed (it became another user) is told, and waited for no longer
-        than for pipes that stay open."""
+    def _kill(self, how: Callable[..., bool], *args: int) -> bool:
+        """False for what may not be killed (it became another user): it is told, and not
+        waited for."""
         try:
             how(*args)
         except SysupError as error:
             log.error("%s", error)
+            return False
+        return True
 
     def _plan_look(self, delay: float) -> None:
         when = max(self._loop.time() + delay, self._not_before)
@@ -335,12 +337,15 @@ class Remains:
         begun = self._loop.time()
         searched = [body for body in self._bodies.values() if not body.tree_empty]
         dead = {body.process.pid: body.marker for body in searched}
-        left = self._os.leftovers(dead, self._mains())
+        try:
+            left = self._os.leftovers(dead, self._mains())
+        except SysupError as error:  # no descriptor to read /proc by; there will be one
+            log.error("%s", error)
+            self._plan_look(LAZY_LOOK)
+            return
         for body in searched:
             pids = left.get(body.process.pid, set())
-            for pid in pids:
-                self._kill(self._os.kill, pid)
-            body.tree_empty = not pids
+            body.tree_empty = not [pid for pid in pids if self._kill(self._os.kill, pid)]
             self.check(body)
         self._os.reap_strangers(self._mains())
         now = self._loop.time()

@@ -93,7 +93,7 @@ class Properties:
             return None
         try:
             value = float(self._get(key, (int, float, str), "a number"))
-        except ValueError:
+        except (ValueError, OverflowError):
             value = -1.0
         if not 0 <= value < 1e9:
             raise MessageError(f"message invalid '{key}' isn't a number of seconds")
@@ -201,8 +201,8 @@ def match(app: App, p: Properties) -> list[Watcher]:
         pattern = re.compile(fnmatch.translate(name))
     elif how == "regex":
         try:
-            pattern = re.compile(name)
-        except re.error as error:
+            pattern = re.compile(p.text("name"), re.IGNORECASE)
+        except (re.error, OverflowError, RecursionError) as error:
             raise MessageError(f"message invalid 'name' isn't a pattern: {error}") from None
     else:
         raise MessageError(f"message invalid 'match' isn't glob, regex or simple: {how}")
@@ -411,7 +411,10 @@ def reload(app: App, p: Properties) -> Later:
         return await watcher.reload(sequential=sequential)
 
     if "name" in p:
-        return Later(one_or_many([find(app, p.text("name"))], reload_one))
+        watcher = find(app, p.text("name"))
+        if watcher.is_stopped:
+            raise SysupError(f"{watcher.name} is stopped")
+        return Later(one_or_many([watcher], reload_one))
     up = [w for w in app.watchers.values() if w.want is Want.UP]
     return Later(_then(one_or_many(up, reload_one), _nothing))
 
@@ -443,7 +446,7 @@ def signal_(app: App, p: Properties) -> Reply:
     find(app, p.text("name")).signal(
         p.signum("signum"),
         pid=p.pid(),
-        child_pid=p.pid("childpid") or p.pid("child_pid"),
+        child_pid=p.pid("childpid" if "childpid" in p else "child_pid"),
         children=p.flag("children"),
         recursive=p.flag("recursive"),
     )

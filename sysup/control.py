@@ -14,9 +14,12 @@ own request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
 import os
 import socket
+import stat
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -32,6 +35,8 @@ log = logging.getLogger("sysup.control")
 
 BATCH = 64
 """Requests answered before the loop gets its turn."""
+WAITING = 32
+"""Requests of one peer that libzmq holds for us; further ones wait in the peer."""
 BACKLOG = 1024
 LINGER = 500
 """Milliseconds that the last replies have to leave."""
@@ -54,6 +59,8 @@ class Control:
         self._wall = wall
         self._context = zmq.Context(io_threads=1)
         self._routers: dict[zmq.Socket[bytes], Role] = {}
+        self._to_read: set[zmq.Socket[bytes]] = set()
+        """Those that are read in the loop's next turn."""
         self._events: zmq.Socket[bytes] = self._context.socket(zmq.PUB)
         self._events.setsockopt(zmq.LINGER, LINGER)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -72,6 +79,7 @@ class Control:
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, LINGER)
         router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
+        router.setsockopt(zmq.RCVHWM, WAITING)
         try:
             bind(router, endpoint, mode, group)
         except SysupError:
@@ -79,7 +87,7 @@ class Control:
             raise
         self._routers[router] = role
         self._loop.add_reader(router.fileno(), self._read, router)
-        self._loop.call_soon(self._read, router)
+        self._read_soon(router)
         self.endpoints.append(endpoint)
 
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
@@ -105,7 +113,13 @@ class Control:
 
     # ---- requests ------------------------------------------------------------------------
 
+    def _read_soon(self, router: zmq.Socket[bytes]) -> None:
+        if router not in self._to_read:
+            self._to_read.add(router)
+            self._loop.call_soon(self._read, router)
+
     def _read(self, router: zmq.Socket[bytes]) -> None:
+        self._to_read.discard(router)
         if router.closed:
             return
         for _ in range(BATCH):
@@ -114,7 +128,7 @@ class Control:
             except zmq.Again:
                 return
             self._take(router, frames)
-        self._loop.call_soon(self._read, router)
+        self._read_soon(router)
 
     def _take(self, router: zmq.Socket[bytes], frames: list[bytes]) -> None:
         """One message: [peer, JSON], or [peer, empty, JSON] from a REQ socket."""
@@ -135,17 +149,17 @@ class Control:
         """The reply, or None where it comes when the work is done."""
         try:
             result = commands.run(self._app, request, self._routers[router])
+            fields = result.at_once if isinstance(result, Later) else result
+            reply = protocol.ok(fields, request.id, self._wall())
         except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
             return self._failure(request, error)
         if not isinstance(result, Later):
-            return protocol.ok(result, request.id, self._wall())
-        later = self._finish(router, route, request, result.work)
-        task = self._loop.create_task(later, name=request.command)
+            return reply
+        work = self._finish(router, route, request, result.work)
+        task = self._loop.create_task(work, name=request.command)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        if request.waiting:
-            return None
-        return protocol.ok(result.at_once, request.id, self._wall())
+        return None if request.waiting else reply
 
     async def _finish(
         self,
@@ -184,7 +198,7 @@ class Control:
             router.send_multipart([*route, reply], zmq.NOBLOCK)
         except zmq.ZMQError as error:  # the peer is gone or reads nothing: its loss alone
             log.debug("cannot reply: %s", error)
-        self._loop.call_soon(self._read, router)
+        self._read_soon(router)
 
 
 def bind(sock: zmq.Socket[bytes], endpoint: str, mode: int, group: int) -> None:
@@ -212,15 +226,17 @@ def bind(sock: zmq.Socket[bytes], endpoint: str, mode: int, group: int) -> None:
 def listen(path: str, mode: int, group: int) -> socket.socket:
     """A listening unix socket at `path` with this mode and group, replacing a stale one.
 
-    Raises OSError; EADDRINUSE when somebody answers there.
+    Raises OSError; EADDRINUSE when somebody answers there, EEXIST when it is no socket.
     """
+    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise FileExistsError(errno.EEXIST, "it is there, and no socket")
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
         except OSError:
             pass  # nobody is there, or nothing
         else:
-            raise OSError(98, "somebody is listening there already")
+            raise OSError(errno.EADDRINUSE, "somebody is listening there already")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     new = f"{path}.{os.getpid()}"
     try:
@@ -236,5 +252,7 @@ def listen(path: str, mode: int, group: int) -> socket.socket:
         os.rename(new, path)
     except OSError:
         listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
         raise
     return listener

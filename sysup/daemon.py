@@ -169,7 +169,10 @@ class Daemon:
     def _kill_all(self) -> None:
         log.warning("told to end once more: killing what is left")
         for body in list(self._board.bodies.values()):
-            self._os.signal_group(body.process.pid, signal.SIGKILL)
+            try:
+                self._os.signal_group(body.process.pid, signal.SIGKILL)
+            except SysupError as error:
+                log.error("%s", error)
 
     async def ended(self) -> None:
         """Wait until all processes are gone."""
@@ -273,9 +276,17 @@ class Daemon:
 
     def _give_to_owner(self, endpoint: str) -> None:
         """An ipc endpoint belongs to `endpoint_owner`, who commands over it like us."""
-        if owner := self.config.daemon.endpoint_owner:
+        owner = self.config.daemon.endpoint_owner
+        if owner is None:
+            return
+        try:
             uid = identity(owner, None, None).uid
-            os.chown(endpoint.removeprefix("ipc://"), -1 if uid is None else uid, -1)
+            path = endpoint.removeprefix("ipc://")
+            os.chown(path, -1 if uid is None else uid, -1, follow_symlinks=False)
+        except OSError as error:
+            log.error("cannot give %s to %s: %s", endpoint, owner, error.strerror)
+        except SysupError as error:
+            log.error("cannot give %s to %s: %s", endpoint, owner, error)
 
     def _bind(self, endpoint: str, bind: Callable[[str], None]) -> None:
         try:
@@ -476,8 +487,8 @@ def runtime_directory(loaded: Config) -> str:
     group, _ = socket_access()
     try:
         os.makedirs(base, mode=0o755, exist_ok=True)
-        if os.lstat(base).st_uid not in (0, os.geteuid()):
-            raise SysupError(f"cannot use {base}: it is another user's, who may put links there")
+        if is_open_to_strangers(os.stat(base)):
+            raise SysupError(f"cannot use {base}: others may replace what is in it")
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
         found = os.lstat(path)
@@ -489,6 +500,16 @@ def runtime_directory(loaded: Config) -> str:
     except OSError as error:
         raise SysupError(f"cannot make {path}: {error.strerror}") from None
     return path
+
+
+def is_open_to_strangers(directory: os.stat_result) -> bool:
+    """Whether others than root and we may rename or remove what is ours in a directory.
+
+    Where it is sticky (/tmp) they may not, unless it is their own.
+    """
+    if directory.st_uid not in (0, os.geteuid()):
+        return True
+    return bool(directory.st_mode & 0o022) and not directory.st_mode & stat.S_ISVTX
 
 
 def extend_import_path(loaded: Config) -> None:

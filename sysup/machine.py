@@ -451,7 +451,7 @@ class Lifecycle:
     def _after_death(self, now: float, uptime: float) -> tuple[State, list[Action]]:
         """Restart at once, wait, or give up: the policy after a death that counts."""
         spec, history = self.spec, self.history
-        if uptime >= spec.stable_after:
+        if uptime > 0.0 and uptime >= max(spec.stable_after, spec.flapping.window):
             self.failures = 0
             history.forget()
         self.failures += 1

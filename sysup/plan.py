@@ -111,7 +111,8 @@ def plan(goal: Goal, slots: Iterable[Slot], now: float) -> Plan:
     retired = _retire(goal, current, old, now)
     steps += [Send(s.wid, Stop()) for s in (*surplus, *retired)]
     missing = goal.numprocesses - len(current)
-    room = goal.numprocesses + goal.rollout.surge - len(slots) if old else missing
+    rolling = any(s.generation != goal.generation for s in slots)  # though told to stop
+    room = goal.numprocesses + goal.rollout.surge - len(slots) if rolling else missing
     again_at = _proof_due(current, now) if len(retired) < len(old) else None
     launches = max(0, min(missing, room))
     if launches and now < goal.not_before:

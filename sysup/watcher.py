@@ -10,6 +10,7 @@ the watcher has come to rest; a stop pre-empts whatever else is going on. The *r
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -98,15 +99,20 @@ class Board:
         """By pid: the processes that live in slots."""
         self.remains = Remains(loop, os, self.bodies.keys)
         self._awake: dict[Watcher, None] = {}
+        self._turn: asyncio.Handle | None = None
 
     def wake(self, watcher: Watcher) -> None:
         """Have the watcher's plan made and carried out in the loop's next turn."""
-        if not self._awake:
-            self.loop.call_soon(self._act)
         self._awake[watcher] = None
+        self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if self._awake and self._turn is None:
+            self._turn = self.loop.call_soon(self._act)
 
     def _act(self) -> None:
         """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
+        self._turn = None
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
         busy: list[Watcher] = []
@@ -115,8 +121,9 @@ class Board:
             del waiting[watcher]
             if watcher.act(until):
                 busy.append(watcher)
-        for watcher in (*waiting, *busy):
-            self.wake(watcher)
+        # Those that did not come to act are before those that did and want to again.
+        self._awake = {**waiting, **self._awake, **dict.fromkeys(busy)}
+        self._plan_turn()
 
 
 @dataclass
@@ -151,7 +158,9 @@ class Watcher:
         self._specs = {1: spec}
         self._moulds: dict[int, Mould] = {}
         self._rollout = Rollout(surge=0, max_unavailable=spec.numprocesses)
-        self._not_before = 0.0
+        self._launched = -math.inf
+        """When the last slot was made."""
+        self._closed = False
         self._history = History()
         """Of all slots together, under `flapping.scope = watcher`."""
         self._waiters: list[Waiter] = []
@@ -174,6 +183,11 @@ class Watcher:
         return public_state(self.want, self.places.values())
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether it is down to stay: no command is under way that may bring it up."""
+        return self.want is Want.DOWN and not self._turn.locked()
+
+    @property
     def bodies(self) -> list[tuple[Place, Body]]:
         """The slots that hold a living process, by wid."""
         return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]
@@ -184,7 +198,7 @@ class Watcher:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
         before = self._pids()
         async with self._my_turn() as still_mine:
-            if self.want is Want.DOWN:  # a stop may not be through
+            if self.want is Want.DOWN and self.places:  # a stop is not through
                 await self._rest(self._is_down)
                 still_mine()
             self.begin_start()
@@ -250,10 +264,8 @@ class Watcher:
                 return self._difference(before)
             self._next_generation(sequential)
             await self._rest(self._is_rolled_out)
+            self._check_generation()
             self._publish("reload")
-            failed = self._failed_generation()
-            if failed:
-                raise SysupError(f"cannot replace {self.name}: {failed}; the old processes run on")
         return self._difference(before)
 
     async def scale(self, change: int) -> int:
@@ -271,7 +283,8 @@ class Watcher:
         """Change options; returns how each took effect.
 
         Raises MessageError for an unknown option or a value of the wrong type; then none
-        of them is changed.
+        of them is changed. Raises SysupError when processes of the new options fail; the
+        old ones run on meanwhile.
         """
         async with self._turn:
             spec = config.with_options(self.spec, options)
@@ -281,6 +294,9 @@ class Watcher:
                 self._publish("updated")
             if Impact.RELOAD in impacts.values():
                 await self._rest_if_up(self._is_rolled_out)
+                self._check_generation()
+            elif Impact.SCALE in impacts.values():
+                await self._rest_if_up(self._is_up)
         return {key: str(impact) for key, impact in impacts.items()}
 
     def apply(self, spec: WatcherSpec, impacts: Collection[Impact]) -> None:
@@ -348,6 +364,7 @@ class Watcher:
 
     def close(self) -> None:
         """The watcher is removed: let go of what it holds open; commands that wait end."""
+        self._closed = True
         self._supersede()
         self._break_moulds()
         for handle in (self._again, *(p.timer for p in self.places.values())):
@@ -393,7 +410,7 @@ class Watcher:
             numprocesses=spec.numprocesses,
             generation=self._generation,
             rollout=self._rollout,
-            not_before=self._not_before,
+            not_before=self._launched + spec.warmup_delay,
             one_by_one=spec.warmup_delay > 0,
             together=self._together,
         )
@@ -417,7 +434,7 @@ class Watcher:
         life = Lifecycle(self.spec, now, self.board.rand, history)
         place = Place(wid, self._generation, life)
         self.places[wid] = place
-        self._not_before = now + self.spec.warmup_delay
+        self._launched = now
         self._handle(place, Start(afresh=not self._together))
 
     def _forget(self, wid: int) -> None:
@@ -509,10 +526,11 @@ class Watcher:
 
     def _send(self, place: Place, body: Body, signum: int) -> None:
         os, scope = self.board.os, place.life.spec.stop_scope
-        if place.life.spec.stop_children and signum != signal.SIGKILL:
-            os.signal_children(body.process, signum, recursive=False)
         if scope == "group" or (scope == "tree" and signum == signal.SIGKILL):
-            os.signal_group(body.process.pid, signum)
+            if os.signal_group(body.process.pid, signum):
+                return  # it leads the group; a second signal might mean more to it
+        elif place.life.spec.stop_children and signum != signal.SIGKILL:
+            os.signal_children(body.process, signum, recursive=False)
         os.signal(body.process, signum)
 
     def _limit_running(self, spec: WatcherSpec) -> None:
@@ -572,7 +590,7 @@ class Watcher:
         def still_mine() -> None:
             if self.board.ending:
                 raise Superseded(f"cannot start {self.name}: sysupd is ending")
-            if self._stops != stops:
+            if self._stops != stops or self._closed:
                 raise Superseded(f"{self.name} was told to stop")
 
         async with self._turn:
@@ -611,7 +629,7 @@ class Watcher:
         current = [p for p in self.places.values() if p.life.want is Want.UP]
         settled = all(p.life.state not in moving for p in self.places.values())
         looping = any(p.life.state in LOOPING for p in current)
-        return settled and (len(current) == self.spec.numprocesses or looping)
+        return settled and (len(current) >= self.spec.numprocesses or looping)
 
     def _is_rolled_out(self) -> bool:
         """No older generation is left, or the new one fails."""
@@ -627,6 +645,14 @@ class Watcher:
             }:
                 return place.life.reason
         return ""
+
+    def _check_generation(self) -> None:
+        """Raise SysupError if the newest generation fails and older ones serve in its place."""
+        failed = self._failed_generation()
+        if failed and any(p.generation != self._generation for p in self.places.values()):
+            raise SysupError(f"cannot replace {self.name}: {failed}; the old processes run on")
+        if failed:
+            raise SysupError(f"cannot replace {self.name}: {failed}")
 
     def _next_generation(self, sequential: bool) -> None:
         number = self.spec.numprocesses

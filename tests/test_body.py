@@ -13,7 +13,7 @@ from sysup.body import FD, FIRST_LOOK, LAZY_LOOK, LOOK_SHARE, Body, Mould, used_
 from sysup.config import StreamSpec, WatcherSpec
 from sysup.process import MARKER
 from sysup.protocol import SysupError
-from tests.fakes import World
+from tests.world import World
 
 KILL = signal.SIGKILL
 
@@ -333,3 +333,33 @@ def test_cleared_waits_for_those_that_come_meanwhile(world: World, clear: Clear)
     assert not any(task.done() for task in waiting)
     world.loop.advance(1.0)
     assert all(task.done() for task in waiting)
+
+
+def test_what_may_not_be_killed_is_told_once_and_not_waited_for(
+    world: World, clear: Clear, releases: Releases, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = dead(world)
+    world.os.left[body.process.pid] = [{900}] * 50
+    world.os.forbidden = {900}
+    clear(body)
+    world.loop.advance(1.0)
+    assert body.serial in releases.seen
+    assert len(caplog.records) == 1
+
+
+def test_a_look_that_fails_is_taken_again(
+    world: World, clear: Clear, releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = dead(world)
+    looks = iter([SysupError("cannot read /proc: too many open files")])
+    look = world.os.leftovers
+
+    def leftovers(*args: Any) -> dict[int, set[int]]:
+        for error in looks:
+            raise error
+        return look(*args)
+
+    monkeypatch.setattr(world.os, "leftovers", leftovers)
+    clear(body)
+    world.loop.advance(2.0)
+    assert body.serial in releases.seen

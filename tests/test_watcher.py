@@ -14,7 +14,7 @@ from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
 from sysup.watcher import REPORT_WITHIN, TURN, Superseded, Watcher
-from tests.fakes import World
+from tests.world import World
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 CALM = FlappingSpec(active=False)
@@ -105,7 +105,7 @@ async def _end(task: asyncio.Task[Any]) -> Any:
     ("scope", "stop", "after"),
     [
         ("main", [("process", 101, TERM)], []),
-        ("group", [("group", 101, TERM), ("process", 101, TERM)], [("group", 101, KILL)]),
+        ("group", [("group", 101, TERM)], [("group", 101, KILL)]),
         ("tree", [("process", 101, TERM)], [("group", 101, KILL)]),
     ],
 )
@@ -267,8 +267,8 @@ def test_a_reload_that_fails_keeps_the_old_which_keep_their_options(world: World
 def test_the_old_go_when_the_new_recover(world: World) -> None:
     watcher = up(world, numprocesses=2)
     world.os.fails["new"] = "cannot execute new: gone"
-    impacts = world.run(watcher.set_options({"cmd": "new", "priority": 3}))
-    assert impacts == {"cmd": "reload", "priority": "live"}
+    with pytest.raises(SysupError, match=r"cannot replace web: .* gone; the old processes run on"):
+        world.run(watcher.set_options({"cmd": "new", "priority": 3}))
     assert pids(watcher) == [101, 102]
     del world.os.fails["new"]
     world.loop.advance(100.0)
@@ -679,6 +679,18 @@ def test_the_loop_gets_its_turn_between_many_spawns(world: World) -> None:
     for start in starts:
         world.run(_end(start))
     assert max(b - a for a, b in itertools.pairwise(turns)) <= 4
+
+
+def test_each_watcher_has_its_turn_before_any_has_a_second_one(world: World) -> None:
+    world.os.cost = TURN / 4
+    many, *others = [
+        world.watcher(name, numprocesses=n) for name, n in (("m", 40), ("a", 1), ("b", 1))
+    ]
+    starts = [world.loop.create_task(watcher.start()) for watcher in (many, *others)]
+    for start in starts[1:]:
+        world.run(_end(start))
+    assert len(world.os.born) < 40, "many are not through"
+    world.run(_end(starts[0]))
 
 
 # ---- the end -----------------------------------------------------------------------------

@@ -130,7 +130,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        writer, reference = (compile_c(name, directory) for name in ("writer", "reference"))
+        writer, reference = (compile_c(name, directory) for name in ("writer", "pump_reference"))
         compared = readers(reference, str(directory / "log"))
         for case in CASES:
             results: dict[str, list[tuple[float, float]]] = {name: [] for name in compared}

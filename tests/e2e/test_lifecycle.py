@@ -322,3 +322,36 @@ def test_sockets_are_bound_once_and_shared(sysupd: Start) -> None:
 
     with socket.create_connection((listening["host"], listening["port"])) as client:
         assert client.recv(2) == b"hi"
+
+
+def test_removed_without_a_stop_the_processes_run_on(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS.format(number=2))
+    pids = daemon.pids("web")
+    assert daemon.ctl("rm", "--nostop", "web").returncode == 0
+    assert daemon.call("list")["watchers"] == []
+    assert all(alive(pid) for pid in pids)
+    os.kill(pids[0], signal.SIGKILL)
+    until(lambda: not os.path.exists(f"/proc/{pids[0]}"), "the dead one is buried")
+    assert daemon.stop() == 0
+    assert not alive(pids[1])
+
+
+def test_a_reload_of_what_is_stopped_says_so(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS.format(number=1))
+    daemon.call("stop", name="web", waiting=True)
+    assert daemon.call("reload", name="web", waiting=True)["reason"] == "web is stopped"
+    assert daemon.status("web") == "stopped"
+
+
+def test_one_watcher_does_not_wait_for_another(sysupd: Start) -> None:
+    daemon = sysupd(
+        "[watcher:many]\ncmd = sleep 1000\nnumprocesses = 400\nautostart = False\n"
+        "[watcher:one]\ncmd = sleep 1000\nautostart = False\n"
+        "[watcher:two]\ncmd = sleep 1000\nautostart = False\n"
+    )
+    events = daemon.events()
+    for name in ("many", "one", "two"):
+        daemon.call("start", name=name)
+    events.wait_for_name("spawn", "two")
+    before = sum(event.name == "spawn" for event in events.seen)
+    assert before < 200

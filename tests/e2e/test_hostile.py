@@ -1,0 +1,66 @@
+"""What a stranger on the machine may have put in our way."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Start
+
+GOOD = "[watcher:good]\ncmd = sleep 100\n"
+
+
+def test_a_runtime_directory_that_others_may_change_is_refused(
+    sysupd: Start, tmp_path: Path
+) -> None:
+    base = tmp_path / "open"
+    base.mkdir()
+    base.chmod(0o777)
+    daemon = sysupd(GOOD, env={"SYSUP_RUNTIME_DIR": str(base)}, wait=False)
+    assert daemon.process.wait(20) == 1
+    assert f"cannot use {base}: others may replace what is in it" in daemon.log()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+def test_a_runtime_directory_that_a_stranger_made_is_refused(sysupd: Start, tmp_path: Path) -> None:
+    base = tmp_path / "theirs"
+    base.mkdir()
+    os.chown(base, 12345, -1)
+    daemon = sysupd(GOOD, env={"SYSUP_RUNTIME_DIR": str(base)}, wait=False)
+    assert daemon.process.wait(20) == 1
+    assert f"cannot use {base}" in daemon.log()
+
+
+def test_a_pidfile_is_not_written_through_a_link(sysupd: Start, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("do not touch\n")
+    (tmp_path / "pid").symlink_to(precious)
+    daemon = sysupd(f"[sysup]\npidfile = {tmp_path}/pid\n{GOOD}", wait=False)
+    assert daemon.process.wait(20) == 1
+    assert f"cannot write {tmp_path}/pid" in daemon.log()
+    assert precious.read_text() == "do not touch\n"
+
+
+def test_a_pidfile_of_the_living_is_respected_and_one_of_the_dead_is_not(
+    sysupd: Start, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pid"
+    pidfile.write_text(f"{os.getpid()}\n")
+    ini = f"[sysup]\npidfile = {pidfile}\n{GOOD}"
+    refused = sysupd(ini, wait=False)
+    assert refused.process.wait(20) == 1
+    assert f"process {os.getpid()} is named there and alive" in refused.log()
+    pidfile.write_text(f"{refused.pid}\nand more of it\n")
+    daemon = sysupd(ini)
+    assert pidfile.read_text() == f"{daemon.pid}\n"
+    daemon.stop()
+    assert not pidfile.exists()
+
+
+def test_an_owner_that_there_is_not_costs_only_the_gift(sysupd: Start, tmp_path: Path) -> None:
+    endpoint = f"ipc://{tmp_path}/own"
+    daemon = sysupd(f"[sysup]\nendpoint = {endpoint}\nendpoint_owner = nobody-such\n{GOOD}")
+    assert f"cannot give {endpoint} to nobody-such" in daemon.log()
+    assert daemon.status("good") == "active"

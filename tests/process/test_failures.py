@@ -1,0 +1,160 @@
+"""What can't be started: why, in words, and that nothing is left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sysup.process import OS, Launch, SpawnError
+from sysup.protocol import Errno, SysupError
+from tests.process.real import (
+    PATH,
+    descriptors,
+    launch,
+    no_child_is_left,
+    output,
+)
+
+
+def script(tmp_path: Path, text: str, mode: int = 0o755) -> str:
+    path = tmp_path / "program"
+    path.write_text(text)
+    path.chmod(mode)
+    return str(path)
+
+
+FAILURES: Mapping[str, tuple[dict[str, Any], int, str]] = {
+    "exec": ({"argv": ["nosuch"]}, errno.ENOENT, "cannot execute nosuch: No such file or"),
+    "cwd": ({"cwd": "/nosuch"}, errno.ENOENT, "cannot change to directory /nosuch: No such"),
+    "oom_score_adj": ({"oom_score_adj": 2000}, errno.EINVAL, "cannot set oom_score_adj to 2000: "),
+    "affinity": ({"cpus": [1000]}, errno.EINVAL, "cannot set cpu affinity to 1000: "),
+    "rlimit": (
+        {"rlimits": (("core", 0, 0), ("nofile", 9, 5))},
+        errno.EINVAL,
+        "cannot set rlimit_nofile to 9:5: Invalid argument",
+    ),
+    "fds": ({"fds": {1: 1, 5: 999}}, errno.EBADF, "cannot make descriptor 999 its descriptor 5: "),
+    "groups": ({"groups": [2**32 - 1]}, errno.EINVAL, "cannot set groups 4294967295: "),
+    "gid": ({"gid": 2**32}, errno.EINVAL, "cannot set group 4294967296: Invalid"),
+    "uid": ({"uid": 2**32 - 1}, errno.EINVAL, "cannot set user 4294967295: Invalid"),
+}
+
+
+@pytest.mark.parametrize("step", FAILURES)
+def test_the_failed_step_is_named(step: str, system: OS) -> None:
+    options, code, message = FAILURES[step]
+    if step == "groups" and os.geteuid() != 0:
+        code, message = errno.EPERM, "cannot set groups"
+    before = descriptors()
+    what = Launch(**{"argv": ["true"], "search": PATH, **options})
+    with pytest.raises(SpawnError) as caught:
+        system.launcher(what).spawn()
+    error = caught.value
+    assert (error.step, error.code, error.errno) == (step, code, Errno.OS_ERROR)
+    assert str(error).startswith(message)
+    assert descriptors() == before
+    assert no_child_is_left()
+
+
+def test_a_user_may_not_become_another(system: OS) -> None:
+    """Nor may root, without its capabilities: as in a container."""
+    code = f"""
+import sys
+from sysup.process import OS, Launch, SpawnError
+try:
+    OS().launcher(Launch(argv=["/bin/true"], uid={os.getuid() + 1})).spawn()
+except SpawnError as error:
+    sys.stdout.write(str(error))
+"""
+    env = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    what = launch(sys.executable, "-c", code, capabilities=() if os.geteuid() == 0 else None)
+    text = output(system, replace(what, env=env))
+    assert text == f"cannot set user {os.getuid() + 1}: Operation not permitted"
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "code", "message"),
+    [
+        ("#!/bin/sh\n", 0o644, errno.EACCES, "Permission denied"),
+        ("echo hello\n", 0o755, errno.ENOEXEC, r"Exec format error \(a script begins with"),
+        ("#!/nosuch/sh\n", 0o755, errno.ENOENT, r"No such file or directory \(the program is th"),
+    ],
+)
+def test_what_is_no_program(
+    text: str, mode: int, code: int, message: str, tmp_path: Path, system: OS
+) -> None:
+    path = script(tmp_path, text, mode)
+    with pytest.raises(SpawnError, match=f"^cannot execute {path}: {message}") as caught:
+        system.launcher(launch(path)).spawn()
+    assert caught.value.code == code
+    with pytest.raises(SpawnError) as caught:
+        system.launcher(launch("program", search=f"/nosuch:{tmp_path}")).spawn()
+    assert caught.value.code == code
+
+
+def test_a_directory_is_no_program(system: OS) -> None:
+    with pytest.raises(SpawnError, match="cannot execute /usr: Permission denied"):
+        system.launcher(launch("/usr")).spawn()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"argv": ["a\0b"]},
+        {"argv": ["true"], "env": {"A": "\0"}},
+        {"argv": ["true"], "cwd": "\0"},
+        {"argv": ["true"], "rlimits": (("nosuch", 1, 1),)},
+        {"argv": ["true"], "rlimits": (("core", -1, 1),)},
+        {"argv": ["true"], "capabilities": ["CAP_NOSUCH"]},
+        {"argv": ["true"], "nice": 1 << 40},
+        {"argv": ["true"], "groups": [-1]},
+        {"argv": ["true"], "cpus": [-1]},
+        {"argv": ["true"], "cpus": [1 << 40]},
+        {"argv": ["true"], "uid": -1},
+        {"argv": ["true"], "gid": -5},
+        {"argv": ["true"], "umask": -1},
+    ],
+)
+def test_what_cannot_be_said_to_the_system(options: dict[str, Any], system: OS) -> None:
+    with pytest.raises(SysupError, match=r"^cannot "):
+        system.launcher(Launch(**options))
+
+
+def test_no_program_at_all(system: OS) -> None:
+    with pytest.raises(SysupError, match="no program"):
+        system.launcher(Launch(argv=[])).spawn()
+
+
+def test_a_thousand_failures_leave_nothing(system: OS) -> None:
+    before = descriptors()
+    launchers = [
+        system.launcher(launch("nosuch")),
+        system.launcher(launch("true", cwd="/nosuch")),
+        system.launcher(launch("true", fds={0: 999})),
+    ]
+    for turn in range(1000):
+        with pytest.raises(SpawnError):
+            launchers[turn % 3].spawn()
+    assert descriptors() == before
+    assert no_child_is_left()
+
+
+def test_out_of_descriptors(system: OS) -> None:
+    """The pidfd itself can't be had: said, and no process is left."""
+    launcher = system.launcher(launch("true"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        with pytest.raises(SpawnError, match="cannot create a process: Too many open files"):
+            launcher.spawn()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert no_child_is_left()

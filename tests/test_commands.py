@@ -1,0 +1,418 @@
+"""The commands: their roles, their properties, their replies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Coroutine, Mapping
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sysup import __version__, commands, config
+from sysup.commands import COMMANDS, RANK, Later, Properties, run
+from sysup.config import Role
+from sysup.machine import Want
+from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
+from sysup.watcher import Watcher
+from tests.world import World
+
+READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
+
+ROLES = {
+    READ: {
+        *("status", "list", "numprocesses", "numwatchers", "options", "get", "globaloptions"),
+        *("listsockets", "stats", "dstats", "version", "commands", "listen"),
+    },
+    OPERATE: {"start", "stop", "restart", "reload", "incr", "decr", "signal", "kill"},
+    ADMIN: {"set", "add", "rm", "reloadconfig", "quit", "ipython"},
+}
+
+
+class FakeApp:
+    """An app with a few watchers; notes what it is asked for."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.watchers: dict[str, Watcher] = {}
+        self.asked: list[str] = []
+
+    def have(self, name: str, **options: Any) -> Watcher:
+        self.watchers[name.lower()] = self.world.watcher(name, **options)
+        return self.watchers[name.lower()]
+
+    def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher:
+        spec = config.add(name, cmd, args, options)
+        self.watchers[spec.name.lower()] = Watcher(self.world.board, spec)
+        return self.watchers[spec.name.lower()]
+
+    async def remove(self, watcher: Watcher, *, nostop: bool) -> None:
+        self.asked.append(f"remove {watcher.name} nostop={nostop}")
+
+    async def start_all(self) -> None:
+        self.asked.append("start_all")
+
+    async def stop_all(self) -> None:
+        self.asked.append("stop_all")
+
+    async def _reload(self) -> Mapping[str, Any]:
+        return {"added": ["x"]}
+
+    def reload_config(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
+        return self._reload()
+
+    def quit(self) -> None:
+        self.asked.append("quit")
+
+    async def ended(self) -> None:
+        self.asked.append("ended")
+
+    def options(self) -> Mapping[str, Any]:
+        return {"check_delay": 5.0}
+
+    def sockets(self) -> list[Mapping[str, Any]]:
+        return [{"fd": 3, "name": "api"}]
+
+    def own_stats(self) -> Any:
+        return {"pid": 1}
+
+    def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
+        return {
+            w.name: {str(body.process.pid): {"cpu": 0.0} for _, body in w.bodies} for w in watchers
+        }
+
+    def ask(self, command: str, role: Role = ADMIN, **properties: Any) -> Mapping[str, Any]:
+        """The reply to a client that waits."""
+        result = run(self, Request(command, properties), role)
+        return self.world.run(result.work) if isinstance(result, Later) else result
+
+
+@pytest.fixture
+def app(world: World) -> FakeApp:
+    """`web` with two processes and `db` with one run; `Idle` doesn't."""
+    app = FakeApp(world)
+    app.have("web", numprocesses=2, env={"SECRET": "hush"})
+    app.have("db")
+    app.have("Idle", autostart=False)
+    for name in ("web", "db"):
+        app.ask("start", name=name)
+    return app
+
+
+def drop(result: Mapping[str, Any] | Later) -> Mapping[str, Any]:
+    """The reply to who doesn't wait; the work is never begun."""
+    if not isinstance(result, Later):
+        return result
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a coroutine inside of it
+        result.work.close()
+        reply = result.at_once
+        del result
+    return reply
+
+
+# ---- roles -------------------------------------------------------------------------------
+
+
+def test_each_command_has_its_role_and_a_line_of_help(app: FakeApp) -> None:
+    assert {role: {n for n, c in COMMANDS.items() if c.role is role} for role in ROLES} == ROLES
+    table = app.ask("commands", READ)["commands"]
+    assert {name: row["role"] for name, row in table.items()} == {
+        name: str(entry.role) for name, entry in COMMANDS.items()
+    }
+    assert all(row["help"].endswith(".") for row in table.values())
+
+
+@pytest.mark.parametrize("role", Role)
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_role_may_what_its_rank_allows(app: FakeApp, name: str, role: Role) -> None:
+    allowed = RANK[role] >= RANK[COMMANDS[name].role]
+    if allowed:
+        with contextlib.suppress(MessageError):
+            drop(run(app, Request(name, {}), role))
+    else:
+        with pytest.raises(AccessDenied, match=f"{name} needs the role '{COMMANDS[name].role}'"):
+            run(app, Request(name, {}), role)
+
+
+def test_an_unknown_command(app: FakeApp) -> None:
+    with pytest.raises(UnknownCommand, match="unknown command: 'nope'"):
+        app.ask("nope", READ)
+
+
+def test_environments_are_for_who_may_command(app: FakeApp) -> None:
+    for role, value in ((READ, "(hidden)"), (OPERATE, "hush"), (ADMIN, "hush")):
+        assert app.ask("options", role, name="web")["options"]["env"] == {"SECRET": value}
+        reply = app.ask("get", role, name="web", keys=["env", "priority"])
+        assert reply == {"options": {"env": {"SECRET": value}, "priority": 0}}
+
+
+# ---- properties --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "good", "bad"),
+    [
+        ("text", {"a": "a", "": ""}, [1, True, [], {}, 1.5]),
+        ("integer", {3: 3, -1: -1}, ["3", True, 1.5, []]),
+        ("seconds", {3: 3.0, "1.5": 1.5, 0: 0.0}, ["x", -1, "nan", "inf", True, [], 10**400]),
+        ("strings", {}, ["a", [1], {}, 3]),
+        ("mapping", {}, ["a", [1], 3, True]),
+        ("signum", {"term": 15, "SIGHUP": 1, 9: 9, "9": 9}, ["nope", 0, 99, True, [], 1.5]),
+        ("pid", {7: 7, "7": 7}, ["x", True, 1.5, [], "7" * 5000]),
+    ],
+)
+def test_properties_have_types(method: str, good: dict[Any, Any], bad: list[Any]) -> None:
+    for value, read in good.items():
+        assert getattr(Properties({"key": value}, READ), method)("key") == read
+    for value in bad:
+        with pytest.raises(MessageError, match="message invalid 'key' isn't"):
+            getattr(Properties({"key": value}, READ), method)("key")
+
+
+@pytest.mark.parametrize("method", ["text", "integer", "strings", "signum"])
+def test_what_is_missing_is_named(method: str) -> None:
+    for values in ({}, {"key": None}):
+        with pytest.raises(MessageError, match="message invalid 'key' is missing"):
+            getattr(Properties(values, READ), method)("key")
+
+
+def test_what_may_be_missing() -> None:
+    p = Properties({}, READ)
+    assert (p.seconds("a"), p.pid(), p.mapping("a"), p.anything("a")) == (None, None, {}, None)
+    assert (p.integer("a", 1), p.flag("a"), p.flag("a", True)) == (1, False, True)
+    assert Properties({"a": ["b"]}, READ).strings("a") == ["b"]
+
+
+def test_flags_may_be_text() -> None:
+    for value, read in {"True": True, "no": False, 1: True, 0: False, "1": True}.items():
+        assert Properties({"a": value}, READ).flag("a") is read
+
+
+ANYTHING: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+LIKELY = st.sampled_from(["web", "idle", "w*", "(", "[a-", "regex", "glob", "simple", "9" * 400])
+WORDS = (
+    *("name", "match", "keys", "options", "option", "nb", "signum", "pid", "childpid", "child_pid"),
+    *("children", "recursive", "graceful_timeout", "graceful", "sequential", "process", "cmd"),
+    *("args", "start", "nostop", "waiting"),
+)
+
+
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
+)
+@given(
+    command=st.sampled_from(sorted(COMMANDS)),
+    properties=st.dictionaries(st.sampled_from(WORDS), LIKELY | ANYTHING),
+)
+def test_whatever_is_asked_only_sysup_errors_are_raised(
+    app: FakeApp, command: str, properties: dict[str, Any]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of patterns that re may read otherwise
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with contextlib.suppress(SysupError):
+            json.dumps(drop(run(app, Request(command, properties), ADMIN)))
+
+
+# ---- what is -----------------------------------------------------------------------------
+
+
+def test_replies_about_what_is(app: FakeApp) -> None:
+    assert app.ask("list") == {"watchers": ["db", "idle", "web"]}
+    assert app.ask("list", name="WEB") == {"pids": [101, 102]}
+    assert app.ask("numprocesses") == {"numprocesses": 3}
+    assert app.ask("numprocesses", name="web") == {"numprocesses": 2, "watcher_name": "web"}
+    assert app.ask("numwatchers") == {"numwatchers": 3}
+    assert app.ask("version") == {"version": __version__}
+    assert app.ask("listsockets") == {"sockets": [{"fd": 3, "name": "api"}]}
+    assert app.ask("dstats") == {"info": {"pid": 1}}
+    assert app.ask("globaloptions") == {"options": {"check_delay": 5.0}}
+    assert app.ask("globaloptions", option="check_delay") == {"options": {"check_delay": 5.0}}
+    assert app.ask("ipython")["shell"] is False
+
+
+def test_status(app: FakeApp) -> None:
+    reply = app.ask("status")
+    assert reply["statuses"] == {"web": "active", "db": "active", "Idle": "stopped"}
+    assert reply["watchers"]["web"]["ready"] == 2
+    one = app.ask("status", name="IDLE")
+    assert (one["status"], [*one["watchers"]]) == ("stopped", ["Idle"])
+
+
+def test_stats(app: FakeApp) -> None:
+    assert [*app.ask("stats")["infos"]] == ["web", "db", "Idle"]
+    reply = app.ask("stats", name="web")
+    assert (reply["name"], [*reply["info"]]) == ("web", ["101", "102"])
+    assert app.ask("stats", name="web", process="102") == {"process": 102, "info": {"cpu": 0.0}}
+    with pytest.raises(MessageError, match="process 103 not found in web"):
+        app.ask("stats", name="web", process=103)
+
+
+@pytest.mark.parametrize(
+    ("command", "properties", "reason"),
+    [
+        ("status", {"name": "nope"}, "program nope not found"),
+        ("options", {}, "'name' is missing"),
+        ("get", {"name": "web", "keys": ["nope"]}, "unknown key 'nope'"),
+        ("globaloptions", {"option": "nope"}, "'nope' isn't an option"),
+        ("listen", {}, "use a pub/sub socket"),
+        ("set", {"name": "web", "options": {"priority": "high"}}, "priority"),
+        ("signal", {"name": "web"}, "'signum' is missing"),
+        ("start", {"name": "w*", "match": "maybe"}, "glob, regex or simple"),
+        ("start", {"name": "nope*"}, "program nope.* not found"),
+    ],
+)
+def test_what_is_wrong_is_told(
+    app: FakeApp, command: str, properties: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(MessageError, match=reason):
+        app.ask(command, **properties)
+
+
+# ---- matching ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("properties", "names"),
+    [
+        ({"name": "WEB"}, ["web"]),
+        ({"name": "[wd]*"}, ["web", "db"]),
+        ({"name": "I*"}, ["Idle"]),
+        ({"name": "web", "match": "simple"}, ["web"]),
+        ({"name": "W|D", "match": "regex"}, ["web", "db"]),
+        ({"name": r"\Wx|\S{3}$", "match": "regex"}, ["web"]),
+    ],
+)
+def test_names_match(app: FakeApp, properties: dict[str, Any], names: list[str]) -> None:
+    assert [w.name for w in commands.match(app, Properties(properties, ADMIN))] == names
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{999999999999}", "(" * 5000 + ")" * 5000, "*"])
+def test_what_is_no_pattern(app: FakeApp, pattern: str) -> None:
+    with pytest.raises(MessageError, match="'name' isn't a pattern"):
+        app.ask("start", name=pattern, match="regex")
+
+
+def test_simple_is_no_pattern(app: FakeApp) -> None:
+    with pytest.raises(MessageError, match=r"program w\* not found"):
+        app.ask("start", name="w*", match="simple")
+
+
+# ---- what is to be -----------------------------------------------------------------------
+
+
+def test_one_watcher_tells_what_was_done(app: FakeApp) -> None:
+    info = {"started": [104], "stopped": [103], "kept": []}
+    assert app.ask("restart", name="db") == {"info": info}
+    assert app.ask("reload", name="db")["info"]["started"] == [105]
+    assert app.ask("reload", name="db", graceful=False)["info"]["started"] == [106]
+    assert app.ask("stop", name="db") == {"info": None}
+    assert app.ask("start", name="db")["info"]["started"] == [107]
+
+
+def test_a_reload_waits_for_the_restart_before_it(app: FakeApp) -> None:
+    loop = app.world.loop
+    app.world.os.deaf = {15}
+    restart = run(app, Request("restart", {"name": "db"}), ADMIN)
+    assert isinstance(restart, Later)
+    restarted = app.world.begin(restart.work)
+    assert app.watchers["db"].want is Want.DOWN
+    reload = run(app, Request("reload", {"name": "db"}), ADMIN)
+    assert isinstance(reload, Later)
+    reloaded = app.world.begin(reload.work)
+    app.world.os.die(103, 0)
+    loop.run_until_complete(restarted)
+    assert loop.run_until_complete(reloaded)["info"]["started"] == [105], "after 104"
+
+
+def test_what_is_stopped_cannot_be_reloaded(app: FakeApp) -> None:
+    with pytest.raises(SysupError, match="Idle is stopped"):
+        run(app, Request("reload", {"name": "idle"}), ADMIN)
+
+
+def test_several_watchers_tell_nothing_and_autostart_counts(app: FakeApp) -> None:
+    assert app.ask("stop", name="*") == {}
+    assert app.ask("start", name="*") == {}
+    assert {n: w.want for n, w in app.watchers.items()} == {
+        "web": Want.UP,
+        "db": Want.UP,
+        "idle": Want.DOWN,
+    }
+    assert app.ask("start", name="i*")["info"]["started"]
+    assert app.ask("reload") == {}
+    assert app.ask("restart", name="*") == {}
+    assert app.watchers["idle"].want is Want.UP, "what was up is up again"
+
+
+def test_without_a_name_it_is_all(app: FakeApp) -> None:
+    app.ask("stop")
+    app.ask("start")
+    assert app.asked == ["stop_all", "start_all"]
+    app.ask("stop", name="db")
+    assert app.ask("restart") == {}
+    assert (app.watchers["db"].want, app.watchers["idle"].want) == (Want.UP, Want.DOWN)
+
+
+def test_one_that_fails_is_told_of_and_the_others_go_on(app: FakeApp) -> None:
+    app.world.os.fails["db"] = "cannot execute db"
+    with pytest.raises(SysupError, match="cannot replace db"):
+        app.ask("reload")
+    assert app.ask("list", name="web") == {"pids": [104, 105]}
+
+
+def test_scaling(app: FakeApp) -> None:
+    assert app.ask("incr", name="db") == {"numprocesses": 2}
+    assert app.ask("incr", name="db", nb=2) == {"numprocesses": 4}
+    assert app.ask("decr", name="db", nb=3) == {"numprocesses": 1}
+    app.have("one", singleton=True)
+    assert app.ask("incr", name="one") == {"numprocesses": 1, "singleton": True}
+
+
+def test_signals(app: FakeApp) -> None:
+    assert app.ask("signal", name="web", signum="usr1", pid="102") == {}
+    assert app.ask("signal", name="web", signum=1, pid=101, children="true") == {}
+    assert app.ask("signal", name="web", signum=1, pid=101, child_pid=900) == {}
+    assert app.ask("signal", name="web", signum=1, pid=101, childpid=0) == {}
+    assert app.world.os.sent == [
+        ("process", 102, 10),
+        ("children", 101, 1),
+        ("child", 900, 1),
+        ("child", 0, 1),
+    ]
+
+
+def test_kill(app: FakeApp) -> None:
+    assert app.ask("kill", name="web", pid=101, signum="INT", graceful_timeout="3") == {}
+    assert app.ask("list", name="web") == {"pids": [104, 102]}
+
+
+def test_set_tells_impacts_and_checks_before_it_answers(app: FakeApp) -> None:
+    assert app.ask("set", name="db", options={"priority": 3}) == {"impacts": {"priority": "live"}}
+    with pytest.raises(MessageError):
+        run(app, Request("set", {"name": "db", "options": {"nope": 1}}), ADMIN)
+
+
+def test_add_and_remove(app: FakeApp) -> None:
+    assert app.ask("add", name="new", cmd="new", args=["a"]) == {}
+    assert app.watchers["new"].want is Want.DOWN
+    assert app.ask("add", name="more", cmd="more", start=True)["started"] == [104]
+    assert app.ask("rm", name="new") == {}
+    assert app.ask("rm", name="db", nostop=True) == {}
+    assert app.asked == ["remove new nostop=False", "remove db nostop=True"]
+
+
+def test_the_daemon(app: FakeApp) -> None:
+    assert app.ask("reloadconfig") == {"added": ["x"]}
+    result = run(app, Request("quit", {}), ADMIN)
+    assert app.asked == ["quit"], "at once, though nobody waits"
+    assert isinstance(result, Later)
+    app.world.run(result.work)
+    assert app.asked == ["quit", "ended"]

@@ -1,0 +1,213 @@
+"""The program `sysupd`, but for the daemon: what it says, its exit status, the pidfile, the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sysup import __main__ as program
+from sysup import __version__
+from sysup.__main__ import EX_CONFIG, main, write_pidfile
+from sysup.log import Formatter, Pipe, make_handler
+from sysup.protocol import SysupError
+
+WEB = "[watcher:web]\ncmd = web\n"
+
+
+@pytest.fixture
+def ini(tmp_path: Path) -> Path:
+    path = tmp_path / "app.ini"
+    path.write_text(WEB)
+    return path
+
+
+@pytest.fixture
+def configured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
+    """How the root logger was configured, which is left alone."""
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: seen.append(options))
+    yield seen
+    for options in seen:
+        for handler in options["handlers"]:
+            handler.close()
+
+
+def sysupd(*args: object) -> Result:
+    return CliRunner().invoke(main, [str(arg) for arg in args])
+
+
+class FakeDaemon:
+    """Ends at once, with 7; notes how it was made."""
+
+    made: list[Any]
+
+    def __init__(self, *args: Any) -> None:
+        self.made.append(args)
+
+    async def run(self) -> int:
+        return 7
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    FakeDaemon.made = []
+    monkeypatch.setattr(program, "Daemon", FakeDaemon)
+    return FakeDaemon.made
+
+
+def test_check_tells_what_is_good(ini: Path, made: list[Any]) -> None:
+    result = sysupd("--check", ini)
+    assert (result.exit_code, result.output) == (0, f"{ini}: ok, 1 watchers\n")
+    assert made == []
+
+
+def test_check_tells_all_that_is_wrong(ini: Path, made: list[Any]) -> None:
+    ini.write_text("[watcher:web]\ncmd = web\nnumprocesses = many\nnonsense = 1\n")
+    for args in (["--check", ini], [ini]):
+        result = sysupd(*args)
+        assert result.exit_code == EX_CONFIG
+        assert "numprocesses" in result.output
+        assert "nonsense" in result.output
+    assert made == []
+
+
+def test_warnings_are_no_errors(ini: Path) -> None:
+    ini.write_text("[circus]\nnonsense = 1\n" + WEB)
+    result = sysupd("--check", ini)
+    assert result.exit_code == 0
+    assert "nonsense" in result.output
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    result = sysupd(tmp_path / "nope.ini")
+    assert result.exit_code == EX_CONFIG
+    assert "nope.ini" in result.output
+
+
+def test_wrong_usage_and_the_version() -> None:
+    assert sysupd().exit_code == 2
+    assert __version__ in sysupd("--version").output
+
+
+def test_the_daemons_status_is_ours(
+    ini: Path, made: list[Any], configured: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pid"
+    result = sysupd("--pidfile", pidfile, "--log-level", "warning", ini)
+    assert result.exit_code == 7
+    assert len(made) == 1
+    assert not pidfile.exists(), "removed at the end"
+    assert [options["level"] for options in configured] == ["WARNING"]
+
+
+def test_options_of_the_file_yield_to_arguments(
+    ini: Path, made: list[Any], configured: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    ini.write_text(f"[sysup]\nloglevel = error\nlogoutput = {tmp_path}/a\n" + WEB)
+    sysupd("--log-output", tmp_path / "b", ini)
+    assert [options["level"] for options in configured] == ["ERROR"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["app.ini", "b"]
+
+
+@pytest.mark.parametrize(
+    ("args", "reason"),
+    [
+        (["--log-output", "/nosuch/log"], "error: cannot log to /nosuch/log: No such file"),
+        (["--pidfile", "/nosuch/pid"], "error: cannot write /nosuch/pid: No such file"),
+        (["--pidfile", "/"], "error: cannot write /: Is a directory"),
+    ],
+)
+def test_what_cannot_be_run(
+    ini: Path, made: list[Any], configured: list[dict[str, Any]], args: list[str], reason: str
+) -> None:
+    result = sysupd(*args, ini)
+    assert result.exit_code == 1
+    assert reason in result.output
+
+
+def test_a_level_that_is_none_is_wrong_usage(ini: Path, made: list[Any]) -> None:
+    result = sysupd("--log-level", "loud", ini)
+    assert result.exit_code == 2
+    assert "'loud' is not one of" in result.output
+    assert made == []
+
+
+# ---- the pidfile -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before", [None, "", "999999999\n", "nonsense", "\xff\xfe"])
+def test_the_pidfile_is_ours_unless_its_holder_lives(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "pid"
+    if before is not None:
+        path.write_bytes(before.encode("latin-1"))
+    write_pidfile(str(path))
+    assert path.read_text() == f"{os.getpid()}\n"
+
+
+def test_a_living_holder_keeps_the_pidfile(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    path.write_text(f"{os.getppid()}\n")
+    with pytest.raises(SysupError, match=f"process {os.getppid()} is named there and alive"):
+        write_pidfile(str(path))
+    assert path.read_text() == f"{os.getppid()}\n"
+
+
+def test_a_pidfile_of_an_earlier_life_is_no_hindrance(tmp_path: Path) -> None:
+    """In a container the daemon has the same pid each time."""
+    path = tmp_path / "pid"
+    path.write_text(f"{os.getpid()}\n")
+    write_pidfile(str(path))
+    assert path.read_text() == f"{os.getpid()}\n"
+
+
+# ---- the log -----------------------------------------------------------------------------
+
+
+def record(level: int) -> logging.LogRecord:
+    return logging.LogRecord("sysup", level, "file", 1, "web.%d: %s", (3, "flapping"), None)
+
+
+def test_the_level_is_coloured_on_a_terminal_alone() -> None:
+    plain = Formatter(False).format(record(logging.WARNING))
+    assert plain.endswith(" warning web.3: flapping")
+    coloured = Formatter(True).format(record(logging.WARNING))
+    assert "\033[33mwarning\033[0m" in coloured
+    assert "\033" not in Formatter(True).format(record(logging.INFO))
+
+
+def test_a_log_file_may_be_rotated(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    handler = make_handler(str(path))
+    handler.emit(record(logging.INFO))
+    path.rename(tmp_path / "log.1")
+    handler.emit(record(logging.INFO))
+    handler.close()
+    assert "web.3: flapping" in path.read_text()
+    assert "web.3: flapping" in (tmp_path / "log.1").read_text()
+
+
+def test_an_unknown_facility_is_refused() -> None:
+    with pytest.raises(SysupError, match="no such facility: nope"):
+        make_handler("syslog:///dev/log?nope")
+
+
+def test_the_log_waits_for_nobody_and_counts_what_is_lost() -> None:
+    pipe = Pipe()
+    line = "x" * 4095 + "\n"
+    for _ in range(100):
+        pipe.write(line)
+    pipe.flush()
+    lost = 100 - os.read(pipe.reading, 1 << 20).count(b"\n")
+    assert lost > 0
+    pipe.write("at last\n")
+    assert os.read(pipe.reading, 1 << 16).decode() == (
+        f"{lost} lines of the log were lost: nobody read them\nat last\n"
+    )
+    pipe.close()
+    os.close(pipe.reading)
