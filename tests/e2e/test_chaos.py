@@ -585,9 +585,13 @@ def test_a_bomb_of_daemons(sysupd: Start, tmp_path: Path) -> None:
 def test_hangups_to_the_last(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     daemon.process.send_signal(signal.SIGTERM)
-    while daemon.process.poll() is None:
+
+    def ended() -> bool:
         daemon.process.send_signal(signal.SIGHUP)
         daemon.process.send_signal(signal.SIGUSR1)
+        return daemon.process.poll() is not None
+
+    until(ended, "it ends")
     assert daemon.process.returncode == 0
     assert "Traceback" not in daemon.log()
 
