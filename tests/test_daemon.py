@@ -164,7 +164,6 @@ def test_told_twice_it_kills_but_not_by_the_same_signal(host: Host) -> None:
     assert groups == [102], "101 may not be killed, which saves nobody else"
     host.world.os.forbidden = set()
     host.world.os.die(101, -9)
-    host.world.os.die(102, -9)
     assert host.world.run(_result(run)) == 0
 
 
