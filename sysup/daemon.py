@@ -441,7 +441,7 @@ class Daemon:
                 try:
                     watcher.apply(new.watchers[name], {config.impact(o) for o in options})
                 except SysupError as error:
-                    failed.append(f"{name}: {error}")
+                    failed.append(f"{name} keeps its options: {error}")
         starts = [w.start() for w in fresh if w.spec.autostart]
         await asyncio.gather(*starts, return_exceptions=True)
         if failed:
