@@ -103,6 +103,8 @@ class Daemon:
         self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
+        self._handlers: dict[int, Any] = {}
+        self._reloads: set[asyncio.Task[Any]] = set()
         self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
@@ -198,18 +200,21 @@ class Daemon:
         self._control.close()
         self._sockets.close()
         self._lock.close()
-        # The loop gives its signals back when it closes: from here they have nothing to end.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGHUP, signal.SIGUSR1))
+        # From here signals have nothing to end, and nobody to tell.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
 
     def _give_up(self, exit_code: int | None) -> None:
         """A watcher with `on_give_up = exit` gave up: end with its code."""
         code = 1 if exit_code is None else exit_code if exit_code >= 0 else 128 - exit_code
         self.quit(code or 1)
 
-    def _job(self, work: Coroutine[Any, Any, Any]) -> None:
+    def _job(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)
         self._jobs.add(task)
         task.add_done_callback(self._job_done)
+        return task
 
     def _job_done(self, task: asyncio.Task[Any]) -> None:
         self._jobs.discard(task)
@@ -217,11 +222,37 @@ class Daemon:
             log.error("%s", error, exc_info=None if isinstance(error, SysupError) else error)
 
     def _watch_signals(self) -> None:
-        for signum in ENDING:
-            self.loop.add_signal_handler(signum, self.quit)
-        self.loop.add_signal_handler(signal.SIGHUP, lambda: self._job(self.reload_config()))
-        self.loop.add_signal_handler(signal.SIGUSR1, self._pump.reopen)
-        self.loop.add_signal_handler(signal.SIGCHLD, self._reap_soon)
+        """Have signals do their work in the loop, each at most once at a time.
+
+        Not by `loop.add_signal_handler`: it learns of signals from bytes in a socket, and a
+        burst of one signal that fills it (SIGCHLD, in one long turn) loses the next, which
+        may be SIGTERM. Python's own handlers are flags: they can't be lost.
+        """
+        work: dict[int, Callable[[], None]] = {
+            **dict.fromkeys(ENDING, self.quit),
+            signal.SIGHUP: self._reload_on_hangup,
+            signal.SIGUSR1: self._pump.reopen,
+            signal.SIGCHLD: self._reap_soon,
+        }
+        due: set[int] = set()
+
+        def act(signum: int) -> None:
+            due.discard(signum)
+            work[signum]()
+
+        def note(signum: int, frame: object) -> None:
+            if signum not in due:
+                due.add(signum)
+                self.loop.call_soon_threadsafe(act, signum)
+
+        self._handlers = {signum: signal.signal(signum, note) for signum in work}
+
+    def _reload_on_hangup(self) -> None:
+        """Hangups while a reload waits for its turn or runs are answered by one more."""
+        if len(self._reloads) < 2:
+            task = self._job(self.reload_config())
+            self._reloads.add(task)
+            task.add_done_callback(self._reloads.discard)
 
     def _reap_soon(self) -> None:
         if self._reaping is None:

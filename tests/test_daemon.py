@@ -344,7 +344,7 @@ def test_a_limit_that_cannot_be_had_does_not_end_a_reload(host: Host) -> None:
     host.world.os.forbidden = {101}
     limited = WEB + "rlimit_nofile = 64\n"
     host.file.write_text(limited + "[watcher:z]\ncmd = z\npriority = 1\n[watcher:new]\ncmd = new")
-    with pytest.raises(SysupError, match="web: cannot set rlimit_nofile"):
+    with pytest.raises(SysupError, match="web keeps its options: cannot set rlimit_nofile"):
         host.world.run(_reply(daemon))
     host.world.os.forbidden = set()
     assert daemon.watchers["z"].spec.priority == 1

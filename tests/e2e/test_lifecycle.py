@@ -355,3 +355,12 @@ def test_one_watcher_does_not_wait_for_another(sysupd: Start) -> None:
     events.wait_for_name("spawn", "two")
     before = sum(event.name == "spawn" for event in events.seen)
     assert before < 200
+
+
+@pytest.mark.parametrize("flood", [signal.SIGCHLD, signal.SIGUSR1, signal.SIGHUP])
+def test_no_flood_of_signals_loses_the_one_that_ends(sysupd: Start, flood: int) -> None:
+    daemon = sysupd(SLEEPERS.format(number=20))
+    daemon.call("restart", name="web")
+    for _ in range(20_000):
+        daemon.process.send_signal(flood)
+    assert daemon.stop(timeout=10) == 0
