@@ -114,7 +114,7 @@ def _bases(uid: int, environ: Mapping[str, str]) -> list[str]:
 def _is_foreign(base: str, uid: int) -> bool:
     """Whether a stranger made it, as anybody may in /tmp, to have us talk to his sockets."""
     try:
-        return os.stat(base).st_uid not in (0, uid)
+        return os.lstat(base).st_uid not in (0, uid)
     except OSError:
         return False
 

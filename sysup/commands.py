@@ -412,7 +412,7 @@ def reload(app: App, p: Properties) -> Later:
 
     if "name" in p:
         watcher = find(app, p.text("name"))
-        if watcher.is_off:
+        if watcher.is_stopped:
             raise SysupError(f"{watcher.name} is stopped")
         return Later(one_or_many([watcher], reload_one))
     up = [w for w in app.watchers.values() if w.want is Want.UP]

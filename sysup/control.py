@@ -86,7 +86,7 @@ class Control:
             router.close(0)
             raise
         self._routers[router] = role
-        self._loop.add_reader(router.fileno(), self._read_soon, router)
+        self._loop.add_reader(router.fileno(), self._read, router)
         self._read_soon(router)
         self.endpoints.append(endpoint)
 

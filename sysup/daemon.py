@@ -103,6 +103,7 @@ class Daemon:
         self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
+        self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
         self._log = own_log
@@ -110,7 +111,6 @@ class Daemon:
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
-        self._nofile = raise_nofile()
         self._stats = Stats()
         self._os = OS(nofile=self._nofile)
         self._pump = Pump()
@@ -199,7 +199,7 @@ class Daemon:
         self._sockets.close()
         self._lock.close()
         # The loop gives its signals back when it closes: from here they have nothing to end.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGHUP, signal.SIGUSR1))
 
     def _give_up(self, exit_code: int | None) -> None:
         """A watcher with `on_give_up = exit` gave up: end with its code."""
@@ -441,7 +441,7 @@ class Daemon:
                 try:
                     watcher.apply(new.watchers[name], {config.impact(o) for o in options})
                 except SysupError as error:
-                    failed.append(f"{name} keeps its options: {error}")
+                    failed.append(f"{name}: {error}")
         starts = [w.start() for w in fresh if w.spec.autostart]
         await asyncio.gather(*starts, return_exceptions=True)
         if failed:

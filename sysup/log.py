@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
-import sys
 import urllib.parse
 from typing import ClassVar
 

@@ -24,8 +24,8 @@ from typing import Any
 MAX_MESSAGE = 1 << 20
 """Bytes of the longest request the daemon reads."""
 
-MAX_NESTING = 32
-"""Levels of lists and objects in the `id` of a request, which is any JSON value."""
+MAX_ID = 1024
+"""Characters of the longest `id`, as JSON: a reply keeps it, and a peer may leave his unread."""
 
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
@@ -124,8 +124,8 @@ def decode_request(data: bytes) -> Request:
         raise InvalidJson("json invalid") from None
     if not isinstance(message, dict):
         raise MessageError("message invalid: not a JSON object")
-    if is_nested(message.get("id")):
-        raise MessageError("message invalid: 'id' is nested too deep")
+    if not _is_id(message.get("id")):
+        raise MessageError("message invalid: 'id' is too long")
     command = message.get("command")
     if not isinstance(command, str):
         raise MessageError("message invalid: 'command' is missing")
@@ -148,21 +148,16 @@ def request_id(data: bytes) -> Any:
         message = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    found = message.get("id") if isinstance(message, dict) else None
-    return None if is_nested(found) else found
+    number = message.get("id") if isinstance(message, dict) else None
+    return number if _is_id(number) else None
 
 
-def is_nested(value: Any) -> bool:
-    """Whether a value is nested so deep that writing it might fail though reading it did not."""
-    level = [value]
-    for _ in range(MAX_NESTING):
-        level = [
-            inner
-            for outer in level
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-    return bool(level)
+def _is_id(value: Any) -> bool:
+    """Whether it may stand in a reply; what is deep may be read, and not be written again."""
+    try:
+        return len(json.dumps(value)) <= MAX_ID
+    except RecursionError:
+        return False
 
 
 def encode_request(request: Request) -> bytes:

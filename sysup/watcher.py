@@ -99,15 +99,20 @@ class Board:
         """By pid: the processes that live in slots."""
         self.remains = Remains(loop, os, self.bodies.keys)
         self._awake: dict[Watcher, None] = {}
+        self._turn: asyncio.Handle | None = None
 
     def wake(self, watcher: Watcher) -> None:
         """Have the watcher's plan made and carried out in the loop's next turn."""
-        if not self._awake:
-            self.loop.call_soon(self._act)
         self._awake[watcher] = None
+        self._plan_turn()
+
+    def _plan_turn(self) -> None:
+        if self._awake and self._turn is None:
+            self._turn = self.loop.call_soon(self._act)
 
     def _act(self) -> None:
         """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
+        self._turn = None
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
         busy: list[Watcher] = []
@@ -118,8 +123,9 @@ class Board:
                 if watcher.act(until):
                     busy.append(watcher)
         finally:  # what one raises, by a bug, must not stop the others
-            for watcher in (*waiting, *busy):
-                self.wake(watcher)
+            # Those that did not come to act are before those that did and want to again.
+            self._awake = {**waiting, **self._awake, **dict.fromkeys(busy)}
+            self._plan_turn()
 
 
 @dataclass
@@ -179,8 +185,8 @@ class Watcher:
         return public_state(self.want, self.places.values())
 
     @property
-    def is_off(self) -> bool:
-        """Whether it is wanted down, and not by a command that will start it again."""
+    def is_stopped(self) -> bool:
+        """Whether it is down to stay: no command is under way that may bring it up."""
         return self.want is Want.DOWN and not self._turn.locked()
 
     @property
@@ -194,7 +200,7 @@ class Watcher:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
         before = self._pids()
         async with self._my_turn() as still_mine:
-            if self.want is Want.DOWN:  # a stop may not be through
+            if self.want is Want.DOWN and self.places:  # a stop is not through
                 await self._rest(self._is_down)
                 still_mine()
             self.begin_start()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import World
+from tests.world import World
 
 IN_CI = os.environ.get("CI") == "true"
 

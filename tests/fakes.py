@@ -1,68 +1,26 @@
-"""A world in which a watcher lives: a clock, a system and a pump that do as they are told.
-
-The loop is asyncio's own, but its clock stands still while anything is left to do and jumps to
-the next timer when nothing is: seven seconds of flapping take no time. Where nothing could
-ever happen again, it raises, so a test that would hang fails.
-"""
+"""The system and the pump, as a whole: they do what a test tells them, and note what is asked."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import selectors
 import signal
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
-from sysup.config import StreamSpec, WatcherSpec
+from sysup.config import StreamSpec
 from sysup.process import OS, Launch, Launcher, Process
 from sysup.protocol import SysupError
 from sysup.streams import OnEof, OnState, Pump, Sink, Stream, StreamName
-from sysup.watcher import Board, Watcher
 
-T = TypeVar("T")
 DEADLY = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL}
 
 
-class Loop(asyncio.SelectorEventLoop):
-    """An event loop with a clock of its own."""
+class Clock(Protocol):
+    """The part of the loop that the system needs."""
 
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self._still = False
-        self.problems: list[Mapping[str, Any]] = []
-        selector = selectors.DefaultSelector()
-        self._really_select = selector.select
-        selector.select = self._select  # type: ignore[method-assign]
-        super().__init__(selector)
-        self.set_exception_handler(lambda _, context: self.problems.append(context))
+    now: float
 
-    def time(self) -> float:
-        return self.now
-
-    def _select(self, timeout: float | None = None) -> list[Any]:
-        found = self._really_select(0)
-        if found or timeout == 0:
-            return found
-        if self._still:
-            self.stop()
-        elif timeout is None:
-            raise AssertionError("nothing will ever happen again")
-        else:
-            self.now += timeout
-        return []
-
-    def settle(self) -> None:
-        """Do all that there is to do at this moment."""
-        self._still = True
-        self.run_forever()
-        self._still = False
-
-    def advance(self, seconds: float) -> None:
-        """Let time pass."""
-        self.call_later(seconds, self.stop)
-        self.run_forever()
-        self.settle()
+    def call_soon(self, callback: Callable[..., object], *args: Any) -> Any: ...
 
 
 class FakeStream(Stream):
@@ -157,7 +115,7 @@ class FakeLauncher(Launcher):
 class System(OS):
     """Processes that are only numbers. Their pidfds are eventfds, readable from the death on."""
 
-    def __init__(self, loop: Loop, pump: FakePump) -> None:
+    def __init__(self, loop: Clock, pump: FakePump) -> None:
         self.loop, self.pump = loop, pump
         self.living: dict[int, Process] = {}
         self.born: dict[int, tuple[list[str], dict[str, str], Launch]] = {}
@@ -257,48 +215,3 @@ class System(OS):
 
     def kill_strangers(self) -> int:
         return 0
-
-
-class World:
-    """All of it, with a board on which watchers can be put."""
-
-    def __init__(self, patch: Callable[[str, object], None]) -> None:
-        self.loop = Loop()
-        self.pump = FakePump()
-        self.os = System(self.loop, self.pump)
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.chance = 0.0
-        patch("sysup.body.open_sink", self.pump.open_sink)
-        self.board = Board(
-            self.loop,
-            self.os,
-            self.pump,
-            lambda _, event, payload: self.events.append((event, dict(payload))),
-            lambda: 1.0,
-            lambda: self.chance,
-        )
-
-    def watcher(self, name: str = "web", **options: Any) -> Watcher:
-        return Watcher(self.board, WatcherSpec(name, **{"cmd": name, **options}))
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(work)
-
-    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Begin something and go on until it waits for the time to pass."""
-        task = self.loop.create_task(work)
-        self.loop.settle()
-        return task
-
-    def told(self, event: str) -> list[dict[str, Any]]:
-        """The payloads of all events of that name."""
-        return [payload for name, payload in self.events if name == event]
-
-    def close(self) -> None:
-        """Raises AssertionError when something went wrong in the loop meanwhile."""
-        for process in self.os.living.values():
-            os.close(process.pidfd)
-        os.close(self.board.setting.null)
-        os.close(self.pump.event)
-        self.loop.close()
-        assert self.loop.problems == []

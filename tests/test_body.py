@@ -13,7 +13,7 @@ from sysup.body import FD, FIRST_LOOK, LAZY_LOOK, LOOK_SHARE, Body, Mould, used_
 from sysup.config import StreamSpec, WatcherSpec
 from sysup.process import MARKER
 from sysup.protocol import SysupError
-from tests.fakes import World
+from tests.world import World
 
 KILL = signal.SIGKILL
 

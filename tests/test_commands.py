@@ -18,7 +18,7 @@ from sysup.config import Role
 from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.watcher import Watcher
-from tests.fakes import World
+from tests.world import World
 
 READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
 
@@ -316,6 +316,26 @@ def test_one_watcher_tells_what_was_done(app: FakeApp) -> None:
     assert app.ask("reload", name="db", graceful=False)["info"]["started"] == [106]
     assert app.ask("stop", name="db") == {"info": None}
     assert app.ask("start", name="db")["info"]["started"] == [107]
+
+
+def test_a_reload_waits_for_the_restart_before_it(app: FakeApp) -> None:
+    loop = app.world.loop
+    app.world.os.deaf = {15}
+    restart = run(app, Request("restart", {"name": "db"}), ADMIN)
+    assert isinstance(restart, Later)
+    restarted = app.world.begin(restart.work)
+    assert app.watchers["db"].want is Want.DOWN
+    reload = run(app, Request("reload", {"name": "db"}), ADMIN)
+    assert isinstance(reload, Later)
+    reloaded = app.world.begin(reload.work)
+    app.world.os.die(103, 0)
+    loop.run_until_complete(restarted)
+    assert loop.run_until_complete(reloaded)["info"]["started"] == [105], "after 104"
+
+
+def test_what_is_stopped_cannot_be_reloaded(app: FakeApp) -> None:
+    with pytest.raises(SysupError, match="Idle is stopped"):
+        run(app, Request("reload", {"name": "idle"}), ADMIN)
 
 
 def test_several_watchers_tell_nothing_and_autostart_counts(app: FakeApp) -> None:

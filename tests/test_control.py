@@ -290,7 +290,7 @@ def test_many_at_once_are_answered_in_order_and_in_batches(server: Server) -> No
 
     server.run(ask())
     assert sum(turns) == number
-    assert max(turns) <= BATCH
+    assert max(turns) <= 2 * BATCH, "one for the descriptor, one for what was left"
 
 
 def test_a_peer_that_went_away_harms_nobody(server: Server) -> None:

@@ -31,7 +31,7 @@ from sysup.daemon import (
 )
 from sysup.machine import Want
 from sysup.protocol import MessageError, SysupError
-from tests.fakes import World
+from tests.world import World
 
 
 class FakeControl:
@@ -344,7 +344,7 @@ def test_a_limit_that_cannot_be_had_does_not_end_a_reload(host: Host) -> None:
     host.world.os.forbidden = {101}
     limited = WEB + "rlimit_nofile = 64\n"
     host.file.write_text(limited + "[watcher:z]\ncmd = z\npriority = 1\n[watcher:new]\ncmd = new")
-    with pytest.raises(SysupError, match="web keeps its options: cannot set rlimit_nofile"):
+    with pytest.raises(SysupError, match="web: cannot set rlimit_nofile"):
         host.world.run(_reply(daemon))
     host.world.os.forbidden = set()
     assert daemon.watchers["z"].spec.priority == 1
@@ -447,3 +447,27 @@ def test_files(tmp_path: Path) -> None:
 )
 def test_events_read_well(event: str, payload: dict[str, Any], line: str) -> None:
     assert describe_event("web", event, payload) == line
+
+
+def test_start_all_tells_when_all_are_up(host: Host) -> None:
+    text = "[sysup]\nwarmup_delay = 2\n[watcher:a]\ncmd = a\n[watcher:b]\ncmd = b\n"
+    daemon, run = host.run(text)
+    host.world.loop.advance(5.0)
+    host.world.run(daemon.stop_all())
+    assert host.world.os.living == {}
+    begun = host.world.loop.now
+    host.world.run(daemon.start_all())
+    assert host.world.loop.now - begun == pytest.approx(2.0)
+    assert len(host.world.os.living) == 2
+    finish(host, daemon, run)
+
+
+def test_signals_are_heard(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    daemon, run = host.run(WEB)
+    host.file.write_text("[watcher:web]\nnonsense = 1\n")
+    os.kill(os.getpid(), signal.SIGHUP)
+    host.world.loop.advance(1.0)
+    assert "cannot reload the config" in caplog.text
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert host.world.run(_result(run)) == 0
+    assert daemon.exit_status == 0

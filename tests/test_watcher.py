@@ -14,7 +14,7 @@ from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
 from sysup.watcher import REPORT_WITHIN, TURN, Superseded, Watcher
-from tests.fakes import World
+from tests.world import World
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
 CALM = FlappingSpec(active=False)
@@ -679,6 +679,18 @@ def test_the_loop_gets_its_turn_between_many_spawns(world: World) -> None:
     for start in starts:
         world.run(_end(start))
     assert max(b - a for a, b in itertools.pairwise(turns)) <= 4
+
+
+def test_each_watcher_has_its_turn_before_any_has_a_second_one(world: World) -> None:
+    world.os.cost = TURN / 4
+    many, *others = [
+        world.watcher(name, numprocesses=n) for name, n in (("m", 40), ("a", 1), ("b", 1))
+    ]
+    starts = [world.loop.create_task(watcher.start()) for watcher in (many, *others)]
+    for start in starts[1:]:
+        world.run(_end(start))
+    assert len(world.os.born) < 40, "many are not through"
+    world.run(_end(starts[0]))
 
 
 # ---- the end -----------------------------------------------------------------------------

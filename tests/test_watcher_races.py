@@ -11,8 +11,8 @@ from sysup.config import FlappingSpec, Impact
 from sysup.machine import State
 from sysup.protocol import MessageError, SysupError
 from sysup.watcher import Superseded
-from tests.fakes import World
 from tests.test_watcher import pids, up
+from tests.world import World
 
 CALM = FlappingSpec(active=False)
 

@@ -322,12 +322,24 @@ def become_subreaper() -> None:
         raise SysupError(f"cannot become a subreaper: {os.strerror(-rc)}")
 
 
+FEWEST_FILES = 64
+"""Descriptors that the daemon itself needs at most, and some for its processes."""
+
+
 def raise_nofile() -> tuple[int, int]:
     """Let the daemon have as many descriptors as it may; returns (soft, hard) as they were.
 
     Children are to get these: a high soft limit slows old programs that close all
     they may have, and breaks those that use select(2).
+
+    Raises SysupError when it may have fewer than FEWEST_FILES: where libzmq finds none left
+    for its own needs, it aborts.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < FEWEST_FILES and hard != resource.RLIM_INFINITY:
+        raise SysupError(
+            f"cannot run with {hard} open files: raise the limit (ulimit -n) to {FEWEST_FILES} "
+            "and 3 for each process"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return soft, hard

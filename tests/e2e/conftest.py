@@ -7,21 +7,31 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.e2e.harness import Daemon, become_subreaper, descendants
+from tests.e2e.harness import Daemon, become_subreaper, descendants, until
 
 Start = Callable[..., Daemon]
 """start(ini, app="app", env=None, wait=True) -> Daemon"""
+
+
+def watchers(daemon: Daemon) -> list[dict[str, Any]]:
+    return list(daemon.call("status")["watchers"].values())
+
+
+def is_begun(watcher: dict[str, Any]) -> bool:
+    """Whether all its processes were started, or tried to be."""
+    return bool(watcher["want"] == "down" or len(watcher["processes"]) >= watcher["numprocesses"])
 
 
 @pytest.fixture
 def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """Start daemons in `tmp_path`; they end with the test, and must leave no process behind.
 
-    `start` returns once the daemon answers; with `wait=False` at once, for those that are not
-    meant to come up.
+    `start` returns once the daemon answers and has begun to start all; with `wait=False` at
+    once, for those that are not meant to come up.
     """
     become_subreaper()
     before = descendants(os.getpid()).keys()
@@ -32,7 +42,7 @@ def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     ) -> Daemon:
         daemon = daemons.enter_context(Daemon(tmp_path, runtime, ini, app, env))
         if wait:
-            daemon.call("numwatchers")
+            until(lambda: all(map(is_begun, watchers(daemon))), "each place is taken")
         return daemon
 
     try:

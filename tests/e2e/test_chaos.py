@@ -39,7 +39,7 @@ class Peer:
 
     def __init__(self, runtime: Path) -> None:
         self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.linger = 0
+        self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.connect(f"ipc://{runtime}/control")
 
     def __enter__(self) -> Peer:
@@ -129,12 +129,12 @@ def test_a_forgotten_watcher_starts_nothing_more(sysupd: Start) -> None:
 def test_a_removed_and_forgotten_watcher_costs_nothing(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     before = len(os.listdir(f"/proc/{daemon.pid}/fd"))
-    for number in range(5):
+    for _ in range(5):
         daemon.call("add", name="w", cmd="sleep 1000", start=True, waiting=True)
         (pid,) = daemon.pids("w")
         daemon.call("rm", name="w", nostop=True, waiting=True)
         os.kill(pid, signal.SIGKILL)
-        until(lambda: not os.path.exists(f"/proc/{pid}"), "it is reaped")
+        until(lambda: len(children(daemon.pid)) == 1, "it is reaped")
     until(lambda: len(os.listdir(f"/proc/{daemon.pid}/fd")) == before, "nothing is left open")
 
 
@@ -229,7 +229,7 @@ def test_its_own_descriptors_may_be_closed(tmp_path: Path, shut: str) -> None:
 # ---- hostile clients -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("depth", [200, 450, 900, 990, 2000, 20_000, 300_000])
+@pytest.mark.parametrize("depth", [200, 2000, 300_000])
 @pytest.mark.parametrize("where", ["id", "properties", "options"])
 def test_json_that_is_deep(sysupd: Start, where: str, depth: int) -> None:
     daemon = sysupd(SLEEPER)
@@ -246,7 +246,16 @@ def test_json_that_is_deep(sysupd: Start, where: str, depth: int) -> None:
     assert "Traceback" not in daemon.log()
 
 
-@pytest.mark.parametrize("name", ["\ud800", "a\nb", "a\0b", "", ".", "x" * 300_000, "\udc80"])
+def test_an_id_that_can_be_read_but_not_written(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPER)
+    with Peer(daemon.runtime) as peer:
+        for depth in range(900, 1001):
+            deep = b"[" * depth + b"]" * depth
+            peer.socket.send(b'{"command": "version", "id": %s}' % deep)
+            assert peer.receive()["status"] == "error"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\nb", "a\0b", "", ".", "x" * 300_000])
 def test_names_that_are_strange(sysupd: Start, name: str) -> None:
     daemon = sysupd(SLEEPER)
     daemon.call("add", name=name, cmd="sleep 1000", start=True, waiting=True)
@@ -259,7 +268,7 @@ def test_names_that_are_strange(sysupd: Start, name: str) -> None:
     assert "Traceback" not in daemon.log()
 
 
-BAD = [
+BAD: list[Any] = [
     None,
     True,
     -1,
@@ -286,16 +295,15 @@ def test_values_that_are_bad(sysupd: Start) -> None:
     assert "Traceback" not in daemon.log()
 
 
-def test_it_remembers_no_replies_for_who_reads_none(sysupd: Start) -> None:
+def test_long_ids_are_not_kept(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     with Peer(daemon.runtime) as peer:
-        peer.socket.rcvhwm = 1
         request = b'{"command": "version", "id": "%s"}' % (b"x" * 900_000)
         for _ in range(300):
             peer.socket.send(request)
         peer.send("version")
-        daemon.call("version")
-        assert resident(daemon.pid) < 100 << 20
+        for _ in range(300):
+            assert "'id'" in peer.receive()["reason"]
 
 
 def resident(pid: int) -> int:
@@ -367,25 +375,24 @@ def disorder(runtime: Path, seed: int, commands: int, asks: float) -> None:
     with Peer(runtime) as peer:
         for number in range(commands):
             name = rand.choice("aabbc")
-            command, properties = rand.choice(
-                [
-                    ("start", {}),
-                    ("stop", {}),
-                    ("restart", {}),
-                    ("reload", {}),
-                    ("reload", {"sequential": True}),
-                    ("incr", {"nb": rand.randint(1, 3)}),
-                    ("decr", {"nb": rand.randint(1, 3)}),
-                    ("set", {"options": {"numprocesses": rand.randint(0, 4)}}),
-                    ("set", {"options": {"env": {"A": str(number)}}}),
-                    ("set", {"options": {"flapping.scope": rand.choice(["slot", "watcher"])}}),
-                    ("kill", {}),
-                    ("signal", {"signum": rand.choice(["KILL", "TERM", "STOP", "CONT", "HUP"])}),
-                    ("add", {"cmd": "sleep 1004", "start": True, "name": f"new{seed}"}),
-                    ("rm", {"name": f"new{seed}", "nostop": rand.random() < 0.1}),
-                    ("reloadconfig", {}),
-                ]
-            )
+            choices: list[tuple[str, dict[str, Any]]] = [
+                ("start", {}),
+                ("stop", {}),
+                ("restart", {}),
+                ("reload", {}),
+                ("reload", {"sequential": True}),
+                ("incr", {"nb": rand.randint(1, 3)}),
+                ("decr", {"nb": rand.randint(1, 3)}),
+                ("set", {"options": {"numprocesses": rand.randint(0, 4)}}),
+                ("set", {"options": {"env": {"A": str(number)}}}),
+                ("set", {"options": {"flapping.scope": rand.choice(["slot", "watcher"])}}),
+                ("kill", {}),
+                ("signal", {"signum": rand.choice(["KILL", "TERM", "STOP", "CONT", "HUP"])}),
+                ("add", {"cmd": "sleep 1004", "start": True, "name": f"new{seed}"}),
+                ("rm", {"name": f"new{seed}", "nostop": rand.random() < 0.1}),
+                ("reloadconfig", {}),
+            ]
+            command, properties = rand.choice(choices)
             peer.send(command, **{"name": name, "waiting": rand.random() < 0.2, **properties})
             if rand.random() < asks:
                 peer.send("version")
@@ -458,7 +465,8 @@ def test_descriptors_run_out(sysupd: Start) -> None:
         "[watcher:w]\ncmd = sleep 1000\nautostart = False\nnumprocesses = 60\n"
         "backoff.delay = 0.05\nflapping.retry_in = 0.1\nmax_retry = -1\n" + SLEEPER
     )
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (90, 90))
+    most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (90, most))
     daemon.call("start", name="w", waiting=True)
     watcher = daemon.call("status", name="w")["watchers"]["w"]
     assert watcher["state"] in ("backoff", "flapping")
@@ -472,14 +480,14 @@ def test_descriptors_run_out(sysupd: Start) -> None:
     assert "Traceback" not in daemon.log()
 
 
-@pytest.mark.parametrize("limit", [8, 12, 16, 20, 24, 28, 32])
+@pytest.mark.parametrize("limit", [8, 16, 32, 63])
 def test_too_few_descriptors_to_begin_with(tmp_path: Path, limit: int) -> None:
     file = tmp_path / "app.ini"
     file.write_text(f"[sysup]\nruntime_dir = {tmp_path}/r\n[watcher:w]\ncmd = sleep 1000\n")
-    command = f"ulimit -n {limit}; exec timeout -s TERM 2 {PROGRAMS}/sysupd {file}"
+    command = f"ulimit -n {limit}; exec {PROGRAMS}/sysupd {file}"
     ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)
-    assert ended.returncode in (0, 1, 124), ended.stderr
-    assert "Traceback" not in ended.stderr
+    assert ended.returncode == 1
+    assert f"cannot run with {limit} open files" in ended.stderr
 
 
 def test_a_disk_that_is_full(sysupd: Start, tmp_path: Path) -> None:
@@ -564,7 +572,8 @@ def children(pid: int) -> list[int]:
 
 def test_a_bomb_of_daemons(sysupd: Start, tmp_path: Path) -> None:
     (tmp_path / "bomb").write_text(
-        "i=0; while [ $i -lt 25 ]; do i=$((i+1)); setsid sleep 1000 & (setsid setsid sleep 1000 &)\n"
+        "i=0; while [ $i -lt 25 ]; do i=$((i+1))\n"
+        "setsid sleep 1000 & (setsid setsid sleep 1000 &)\n"
         "done; echo done; exec sleep 1000\n"
     )
     daemon = sysupd("[watcher:w]\ncmd = sh bomb\n")
@@ -610,9 +619,11 @@ def test_a_runtime_directory_that_a_stranger_made(tmp_path: Path, trap: str) -> 
             else:
                 base.symlink_to(target)
             os.chown(base, 12345, 12345, follow_symlinks=False)
-            command = as_nobody("timeout", "5", PROGRAMS / "sysupd", file.name)
+            command = as_nobody(PROGRAMS / "sysupd", file.name)
             env = {"PATH": os.environ["PATH"]}
-            ended = subprocess.run(command, capture_output=True, text=True, env=env, cwd="/")
+            ended = subprocess.run(
+                command, capture_output=True, text=True, env=env, cwd="/", timeout=20
+            )
         finally:
             base.unlink() if base.is_symlink() else shutil.rmtree(base)
     assert ended.returncode == 1

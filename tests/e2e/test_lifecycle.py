@@ -339,7 +339,7 @@ def test_removed_without_a_stop_the_processes_run_on(sysupd: Start) -> None:
 def test_a_reload_of_what_is_stopped_says_so(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS.format(number=1))
     daemon.call("stop", name="web", waiting=True)
-    assert daemon.call("reload", name="web")["reason"] == "web is stopped"
+    assert daemon.call("reload", name="web", waiting=True)["reason"] == "web is stopped"
     assert daemon.status("web") == "stopped"
 
 
