@@ -103,6 +103,7 @@ class Daemon:
         self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
+        self._ticking: asyncio.TimerHandle | None = None
         self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
@@ -116,7 +117,7 @@ class Daemon:
         self._pump = Pump()
         self._control = Control(loop, self, wall)
         self._sockets = Sockets()
-        self._board = Board(loop, self._os, self._pump, self._publish, wall, random.random)
+        self._board = Board(loop, self._os, self._pump, self._publish, random.random)
         self._board.setting.circus = loaded.circus
         self._board.on_give_up = self._give_up
 
@@ -233,13 +234,16 @@ class Daemon:
 
     def _tick(self) -> None:
         """The safety reconcile: nothing depends on it but max_age."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
         delay = self.config.daemon.check_delay
         if delay <= 0:
             return
         for watcher in self.watchers.values():
             watcher.check_age()
             self._board.wake(watcher)
-        self.loop.call_later(delay, self._tick)
+        self._ticking = self.loop.call_later(delay, self._tick)
 
     # ---- sockets -------------------------------------------------------------------------
 
@@ -418,6 +422,8 @@ class Daemon:
                 raise SysupError(f"cannot reload the config: {error}") from error
             changes = config.diff(self.config, new)
             self.config = new
+            if "check_delay" in changes.daemon:
+                self._tick()
             await self._follow(changes, new)
         self._tell_changes(changes)
         return {
