@@ -11,7 +11,17 @@ import shlex
 from cffi import FFI
 
 HERE = pathlib.Path(__file__).resolve().parent
-SOURCES = ("spawn.c", "proc.c", "pump.c", "stream.c", "style.c", "sink.c", "file.c", "queue.c")
+SOURCES = (
+    "spawn.c",
+    "child.c",
+    "proc.c",
+    "pump.c",
+    "stream.c",
+    "style.c",
+    "sink.c",
+    "file.c",
+    "queue.c",
+)
 WARNINGS = "-std=c17 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion"
 
 ffi = FFI()
@@ -22,7 +32,7 @@ ffi.set_source(
     '#include "native.h"',
     sources=[f"_native/{name}" for name in SOURCES],
     include_dirs=["_native"],
-    depends=["_native/native.h", "_native/pump.h"],
+    depends=["_native/native.h", "_native/child.h", "_native/pump.h"],
     extra_compile_args=[
         *shlex.split(WARNINGS),
         "-O2",

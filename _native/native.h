@@ -13,7 +13,7 @@
 #include <stdint.h>
 #endif
 
-/* ---- spawn.c: a process from nothing to its first instruction -------------------- */
+/* ---- spawn.c, child.c: a process from nothing to its first instruction ---------- */
 
 /* Where in the child a spawn failed; spawn_step_name() gives the word for messages. */
 enum spawn_step {

@@ -25,7 +25,7 @@ MAX_MESSAGE = 1 << 20
 """Bytes of the longest request the daemon reads."""
 
 MAX_ID = 1024
-"""Characters of the longest `id`, as JSON: a reply keeps it, and a peer may leave his unread."""
+"""Characters of the longest `id`, as JSON: it is kept with each reply until that is read."""
 
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -81,6 +82,45 @@ def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) ->
             raise AssertionError(f"not within {timeout:g} s: {what}")
         time.sleep(0.005)
     return answer
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, also those that have ended."""
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
+    return [int(word) for word in found.stdout.split()]
+
+
+def resident(pid: int) -> int:
+    """Bytes of a process in memory."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+class NoReply(AssertionError):
+    """The daemon does not answer."""
+
+
+class Peer:
+    """A client of its own, that need not wait for replies."""
+
+    def __init__(self, runtime: Path) -> None:
+        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.connect(f"ipc://{runtime}/control")
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.socket.close()
+
+    def send(self, command: str, **properties: Any) -> None:
+        self.socket.send(protocol.encode_request(protocol.Request(command, properties, command)))
+
+    def receive(self) -> dict[str, Any]:
+        if not self.socket.poll(8000):
+            raise NoReply
+        reply: dict[str, Any] = json.loads(self.socket.recv())
+        return reply
 
 
 class Event(NamedTuple):

@@ -2,60 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import resource
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-import zmq
 
-from sysup import protocol
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PROGRAMS, Daemon, descendants, until
+from tests.e2e.harness import PROGRAMS, Daemon, Peer, children, descendants, until
 
 SLEEPER = "\n[watcher:good]\ncmd = sleep 1000\ngraceful_timeout = 5\n"
 DEAF = (
     "\n[watcher:deaf]\ncmd = sh -c \"trap '' TERM; echo deaf; while :; do sleep 0.1; done\"\n"
     "graceful_timeout = {timeout}\n"
 )
-
-
-class NoReply(AssertionError):
-    """The daemon does not answer."""
-
-
-class Peer:
-    """A client of its own, that need not wait for replies."""
-
-    def __init__(self, runtime: Path) -> None:
-        self.socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.connect(f"ipc://{runtime}/control")
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *args: object) -> None:
-        self.socket.close()
-
-    def send(self, command: str, **properties: Any) -> None:
-        self.socket.send(protocol.encode_request(protocol.Request(command, properties, command)))
-
-    def receive(self) -> dict[str, Any]:
-        if not self.socket.poll(8000):
-            raise NoReply
-        reply: dict[str, Any] = json.loads(self.socket.recv())
-        return reply
 
 
 # ---- commands that cross ---------------------------------------------------------------------
@@ -306,11 +273,6 @@ def test_long_ids_are_not_kept(sysupd: Start) -> None:
             assert "'id'" in peer.receive()["reason"]
 
 
-def resident(pid: int) -> int:
-    """Bytes of a process in memory."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
-
-
 def test_garbage_bytes_on_its_sockets(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     for name in ("control", "events"):
@@ -454,190 +416,3 @@ def test_it_ends_in_the_midst_of_a_storm(sysupd: Start, seed: int) -> None:
     assert daemon.stop(timeout=10) == 0
     storm.join()
     assert "Traceback" not in daemon.log()
-
-
-# ---- scarce things ---------------------------------------------------------------------------
-
-
-def test_descriptors_run_out(sysupd: Start) -> None:
-    """Processes that find none fail with a reason, and start once there are some again."""
-    daemon = sysupd(
-        "[watcher:w]\ncmd = sleep 1000\nautostart = False\nnumprocesses = 60\n"
-        "backoff.delay = 0.05\nflapping.retry_in = 0.1\nmax_retry = -1\n" + SLEEPER
-    )
-    most = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (90, most))
-    daemon.call("start", name="w", waiting=True)
-    watcher = daemon.call("status", name="w")["watchers"]["w"]
-    assert watcher["state"] in ("backoff", "flapping")
-    assert "too many open files" in watcher["reason"].lower()
-    assert daemon.status("good") == "active"
-    assert daemon.call("decr", name="w", nb=55, waiting=True)["numprocesses"] == 5
-    until(lambda: daemon.call("status")["watchers"]["w"]["ready"] == 5, "those that can run")
-    assert len(descendants(daemon.pid)) == 6
-    assert daemon.call("stop", name="w", waiting=True)["status"] == "ok"
-    assert len(descendants(daemon.pid)) == 1
-    assert "Traceback" not in daemon.log()
-
-
-@pytest.mark.parametrize("limit", [8, 16, 32, 63])
-def test_too_few_descriptors_to_begin_with(tmp_path: Path, limit: int) -> None:
-    file = tmp_path / "app.ini"
-    file.write_text(f"[sysup]\nruntime_dir = {tmp_path}/r\n[watcher:w]\ncmd = sleep 1000\n")
-    command = f"ulimit -n {limit}; exec {PROGRAMS}/sysupd {file}"
-    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=20)
-    assert ended.returncode == 1
-    assert f"cannot run with {limit} open files" in ended.stderr
-
-
-def test_a_disk_that_is_full(sysupd: Start, tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path / "disk"]
-    ).returncode:
-        pytest.skip("may not mount")
-    try:
-        stream = f"stdout_stream.filename = {tmp_path}/disk/"
-        daemon = sysupd(
-            f"[watcher:a]\ncmd = yes a\n{stream}a\n[watcher:b]\ncmd = yes b\n{stream}b\n"
-            "[watcher:c]\ncmd = sh -c 'while :; do echo c; sleep 0.05; done'\n"
-            f"stdout_stream.filename = {tmp_path}/c\n"
-        )
-
-        def problem(name: str) -> str:
-            return str(daemon.call("status")["watchers"][name]["problem"])
-
-        until(lambda: "no space" in problem("a").lower(), "a is told")
-        size = (tmp_path / "c").stat().st_size
-        until(lambda: (tmp_path / "c").stat().st_size > size, "c goes on")
-        assert daemon.call("restart", waiting=True)["status"] == "ok"
-        assert daemon.stop(timeout=10) == 0
-    finally:
-        subprocess.run(["umount", "-l", tmp_path / "disk"], check=True)
-
-
-def test_a_log_that_was_deleted(sysupd: Start, tmp_path: Path) -> None:
-    log = tmp_path / "w.log"
-    daemon = sysupd(
-        "[watcher:w]\ncmd = sh -c 'while :; do echo w; sleep 0.02; done'\n"
-        f"stdout_stream.filename = {log}\n"
-    )
-    until(lambda: log.exists() and log.stat().st_size, "it is written")
-    log.unlink()
-    daemon.process.send_signal(signal.SIGUSR1)
-    until(lambda: log.exists() and log.stat().st_size, "it is written anew")
-
-
-# ---- leaks -----------------------------------------------------------------------------------
-
-
-def test_watchers_come_and_go_without_a_trace(sysupd: Start) -> None:
-    daemon = sysupd(SLEEPER)
-
-    def cycle(number: int) -> None:
-        for _ in range(number):
-            daemon.call("add", name="w", cmd="sleep 1000", start=True, waiting=True)
-            daemon.call("rm", name="w", waiting=True)
-
-    cycle(30)
-    files, memory = len(os.listdir(f"/proc/{daemon.pid}/fd")), resident(daemon.pid)
-    cycle(200)
-    assert len(os.listdir(f"/proc/{daemon.pid}/fd")) <= files
-    assert resident(daemon.pid) - memory < 1 << 20
-    assert len(descendants(daemon.pid)) == 1
-
-
-def test_crashes_leave_no_trace(sysupd: Start) -> None:
-    daemon = sysupd(
-        "[watcher:w]\ncmd = true\nflapping.active = False\nbackoff.delay = 0\n" + SLEEPER
-    )
-
-    def restarts() -> int:
-        return int(daemon.call("status")["watchers"]["w"]["restarts"])
-
-    until(lambda: restarts() > 20, "20 crashes")
-    memory = resident(daemon.pid)
-    until(lambda: restarts() > 320, "300 more")
-    assert resident(daemon.pid) - memory < 1 << 20
-    daemon.call("stop", name="w", waiting=True)
-    daemon.call("rm", name="w", waiting=True)
-    until(lambda: len(children(daemon.pid)) == 1, "no zombie is left")
-
-
-def children(pid: int) -> list[int]:
-    """Of a process, also those that have ended."""
-    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
-    return [int(word) for word in found.stdout.split()]
-
-
-def test_a_bomb_of_daemons(sysupd: Start, tmp_path: Path) -> None:
-    (tmp_path / "bomb").write_text(
-        "i=0; while [ $i -lt 25 ]; do i=$((i+1))\n"
-        "setsid sleep 1000 & (setsid setsid sleep 1000 &)\n"
-        "done; echo done; exec sleep 1000\n"
-    )
-    daemon = sysupd("[watcher:w]\ncmd = sh bomb\n")
-    until(lambda: len(descendants(daemon.pid)) == 51, "all of them")
-    assert daemon.call("stop", name="w", waiting=True)["status"] == "ok"
-    assert descendants(daemon.pid) == {}
-
-
-def test_hangups_to_the_last(sysupd: Start) -> None:
-    daemon = sysupd(SLEEPER)
-    daemon.process.send_signal(signal.SIGTERM)
-    while daemon.process.poll() is None:
-        daemon.process.send_signal(signal.SIGHUP)
-        daemon.process.send_signal(signal.SIGUSR1)
-    assert daemon.process.returncode == 0
-    assert "Traceback" not in daemon.log()
-
-
-# ---- other users -----------------------------------------------------------------------------
-
-
-def as_nobody(*command: str | Path) -> list[str | Path]:
-    return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-@pytest.mark.parametrize("trap", ["directory", "link"])
-def test_a_runtime_directory_that_a_stranger_made(tmp_path: Path, trap: str) -> None:
-    base = Path("/tmp/sysup-65534")
-    if os.path.lexists(base):
-        pytest.skip(f"{base} is there")
-    target = tmp_path / "target"
-    target.mkdir()
-    os.chown(target, 65534, 65534)
-    with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
-        os.chmod(file.name, 0o644)
-        file.write(SLEEPER)
-        file.flush()
-        try:
-            if trap == "directory":
-                base.mkdir()
-                base.chmod(0o777)
-            else:
-                base.symlink_to(target)
-            os.chown(base, 12345, 12345, follow_symlinks=False)
-            command = as_nobody(PROGRAMS / "sysupd", file.name)
-            env = {"PATH": os.environ["PATH"]}
-            ended = subprocess.run(
-                command, capture_output=True, text=True, env=env, cwd="/", timeout=20
-            )
-        finally:
-            base.unlink() if base.is_symlink() else shutil.rmtree(base)
-    assert ended.returncode == 1
-    assert str(base) in ended.stderr
-    assert list(target.iterdir()) == []
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
-def test_sysupctl_of_somebody_else_is_refused(sysupd: Start) -> None:
-    daemon = sysupd(SLEEPER)
-    os.chmod(daemon.runtime.parent, 0o755)
-    command = as_nobody(
-        PROGRAMS / "sysupctl", "--endpoint", f"ipc://{daemon.runtime}/control", "status"
-    )
-    ended = subprocess.run(command, capture_output=True, text=True, env=daemon.env, cwd="/")
-    assert ended.returncode == 4
-    assert "permission denied" in ended.stderr.lower()

@@ -23,12 +23,12 @@ def free_port() -> int:
 
 
 def inodes(pid: int) -> set[str]:
-    """The sockets that a process has open; what it opens and closes meanwhile is none."""
-    found = set()
+    """The sockets that a process has open."""
+    links = set()
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):
-            found.add(str(fd.readlink()))
-    return {link for link in found if link.startswith("socket:")}
+        with suppress(FileNotFoundError):  # a library, while its program is loaded
+            links.add(str(fd.readlink()))
+    return {link for link in links if link.startswith("socket:")}
 
 
 def test_who_uses_a_changed_socket_gets_the_new_one(sysupd: Start) -> None:

@@ -192,6 +192,9 @@ static void test_limits(void)
     char *where[] = {"/bin/pwd", NULL};
     spec.argv = where, spec.file = where[0];
     CHECK(strcmp(output_of(spec, NULL, 0), "/usr\n") == 0);
+    char *nice_[] = {"/usr/bin/nice", NULL};
+    spec.argv = nice_, spec.file = nice_[0], spec.nice = 7;
+    CHECK(atoi(output_of(spec, NULL, 0)) == 7);
     limits[0].soft = 3;
     char *truth[] = {"/nonexistent", NULL};
     spec.argv = truth, spec.file = truth[0];

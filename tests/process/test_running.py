@@ -9,6 +9,7 @@ import select
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,6 @@ from tests.process.real import (
     ended,
     eventually,
     launch,
-    no_child_is_left,
 )
 
 
@@ -95,6 +95,17 @@ def adopts() -> None:
     process.become_subreaper()
 
 
+def strangers() -> set[int]:
+    """Our children in other sessions, dead or alive."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = path.read_text(errors="replace").rpartition(")")[2].split()
+            if int(fields[1]) == os.getpid() and int(fields[3]) != os.getsid(0):
+                found.add(int(path.parent.name))
+    return found
+
+
 class Tree:
     """A process that has started others, which told their pids; all are killed in the end."""
 
@@ -124,10 +135,9 @@ class Tree:
         return pid
 
     def close(self) -> None:
+        if self.main.pidfd >= 0:
+            self.die()
         self._file.close()
-        for pid in self.pids:
-            self._system.kill(pid)
-        eventually(lambda: self._system.reap_strangers(()) >= 0 and no_child_is_left())
 
 
 IN_SESSION = "sleep 1000 & echo $!; wait"
@@ -146,10 +156,14 @@ def grow(system: OS, adopts: None) -> Iterator[Callable[[str, str], Tree]]:
 
     yield grow
     for tree in trees:
-        if tree.main.pidfd >= 0:
-            tree.die()
-    for tree in trees:
         tree.close()
+
+    def nothing_is_left() -> bool:
+        system.kill_strangers()
+        system.reap_strangers(())
+        return not strangers()
+
+    eventually(nothing_is_left)
 
 
 Grow = Callable[[str, str], Tree]

@@ -1,0 +1,25 @@
+/* What spawn.c and child.c share: the memory between a process and its parent. */
+#ifndef SYSUP_CHILD_H
+#define SYSUP_CHILD_H
+#include "native.h"
+
+#include <stdbool.h>
+
+#define CHILD_STACK 65536 /* child.c has at most a path of PATH_MAX on it, and small change */
+#define LAST_SIGNAL 64    /* _NSIG of every architecture but MIPS */
+#define SIGSET_BYTES (LAST_SIGNAL / 8)
+
+/* Lives in the parent; the child reads the first half and writes the second. */
+struct child {
+    const struct spawn_spec *spec;
+    int32_t *sources;  /* room for one descriptor per entry of spec->fds */
+    bool in_cgroup;    /* born into it; else it must join */
+    int32_t step;
+    int32_t index;
+    int error;         /* errno; 0: nothing failed */
+};
+
+/* What the child does, with a `struct child`: it executes its program, or fails and exits. */
+int child_main(void *argument);
+
+#endif
