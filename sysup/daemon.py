@@ -105,6 +105,7 @@ class Daemon:
         self._reaping: asyncio.TimerHandle | None = None
         self._handlers: dict[int, Any] = {}
         self._reloads: set[asyncio.Task[Any]] = set()
+        self._ticking: asyncio.TimerHandle | None = None
         self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
         self._lock = take_lock(self._directory, loaded.app)
@@ -118,7 +119,7 @@ class Daemon:
         self._pump = Pump()
         self._control = Control(loop, self, wall)
         self._sockets = Sockets()
-        self._board = Board(loop, self._os, self._pump, self._publish, wall, random.random)
+        self._board = Board(loop, self._os, self._pump, self._publish, random.random)
         self._board.setting.circus = loaded.circus
         self._board.on_give_up = self._give_up
 
@@ -264,13 +265,16 @@ class Daemon:
 
     def _tick(self) -> None:
         """The safety reconcile: nothing depends on it but max_age."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+            self._ticking = None
         delay = self.config.daemon.check_delay
         if delay <= 0:
             return
         for watcher in self.watchers.values():
             watcher.check_age()
             self._board.wake(watcher)
-        self.loop.call_later(delay, self._tick)
+        self._ticking = self.loop.call_later(delay, self._tick)
 
     # ---- sockets -------------------------------------------------------------------------
 
@@ -449,6 +453,8 @@ class Daemon:
                 raise SysupError(f"cannot reload the config: {error}") from error
             changes = config.diff(self.config, new)
             self.config = new
+            if "check_delay" in changes.daemon:
+                self._tick()
             await self._follow(changes, new)
         self._tell_changes(changes)
         return {
@@ -472,7 +478,7 @@ class Daemon:
                 try:
                     watcher.apply(new.watchers[name], {config.impact(o) for o in options})
                 except SysupError as error:
-                    failed.append(f"{name} keeps its options: {error}")
+                    failed.append(f"{name}: {error}")
         starts = [w.start() for w in fresh if w.spec.autostart]
         await asyncio.gather(*starts, return_exceptions=True)
         if failed:

@@ -247,6 +247,7 @@ class Lifecycle:
         "delay",
         "entered",
         "expected",
+        "expected_until",
         "failures",
         "history",
         "last_exit",
@@ -285,6 +286,7 @@ class Lifecycle:
         self.failures = 0
         self.restarts = 0
         self.expected: frozenset[int] = frozenset()
+        self.expected_until = now
         self.last_exit: int | None = None
 
     def __repr__(self) -> str:
@@ -379,6 +381,7 @@ class Lifecycle:
 
     def _note_signal(self, event: Signalled, now: float) -> tuple[State, list[Action]]:
         self.expected |= {event.signum}
+        self.expected_until = now + self.spec.graceful_timeout
         return self.state, []
 
     def _stop(self, event: Event, now: float) -> tuple[State, list[Action]]:
@@ -413,7 +416,8 @@ class Lifecycle:
         state = State.DONE
         actions: list[Action] = [Publish("done", self._facts())]
         if restarts(self.spec, event.status):
-            if is_commanded(event.status, self.expected):
+            expected = self.expected if now <= self.expected_until else frozenset()
+            if is_commanded(event.status, expected):
                 state, actions = self._spawn(event, now)
             else:
                 state, actions = self._after_death(now, now - self.started)

@@ -73,7 +73,6 @@ class Board:
 
     Args:
         publish: takes (watcher name, event, payload).
-        wall: seconds since the epoch, for what people and the wire read.
         rand: numbers in [0, 1), for jitter.
     """
 
@@ -83,13 +82,11 @@ class Board:
         os: OS,
         pump: Pump,
         publish: Callable[[str, str, Mapping[str, Any]], None],
-        wall: Callable[[], float],
         rand: Callable[[], float],
     ) -> None:
         self.loop = loop
         self.os = os
         self.publish = publish
-        self.wall = wall
         self.rand = rand
         self.setting = Setting(os, pump)
         self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
@@ -155,7 +152,6 @@ class Watcher:
         self.spec = spec
         self.places: dict[int, Place] = {}
         self.want = Want.DOWN
-        self.problem = ""
         self._generation = 1
         self._specs = {1: spec}
         self._moulds: dict[int, Mould] = {}
@@ -689,7 +685,7 @@ class Watcher:
         def tell(output: str) -> None:
             self._publish(event, process_pid=pid, wid=place.wid, last_output=output, **fields)
             if event == "gave_up" and self.spec.flapping.on_give_up == "exit":
-                self.board.on_give_up(place.life.last_exit)
+                self.board.on_give_up(fields["exit_code"])
 
         if body is None:
             tell("")

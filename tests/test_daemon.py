@@ -216,6 +216,18 @@ def test_ages_are_looked_at_each_check_delay(host: Host) -> None:
     finish(host, daemon, run)
 
 
+def test_a_new_check_delay_holds_at_once(host: Host) -> None:
+    aging = WEB + "max_age = 3\nmax_age_variance = 0\n"
+    daemon, run = host.run("[sysup]\ncheck_delay = 0\n" + aging)
+    host.world.loop.advance(60.0)
+    assert [*host.world.os.living] == [101]
+    host.file.write_text("[sysup]\ncheck_delay = 5\n" + aging)
+    host.world.run(_reply(daemon))
+    host.world.loop.advance(1.0)
+    assert [*host.world.os.living] == [102]
+    finish(host, daemon, run)
+
+
 # ---- endpoints, sockets ------------------------------------------------------------------
 
 

@@ -287,6 +287,13 @@ def test_commanded_exits_never_count() -> None:
     assert bench.life.failures == 0
 
 
+def test_a_signal_of_long_ago_explains_nothing() -> None:
+    bench = up(flapping(attempts=1))
+    bench.give(Signalled(bench.life.serial, 1))
+    bench.exit(-11, after=SPEC.graceful_timeout + 1)
+    assert bench.life.state is State.FLAPPING
+
+
 @pytest.mark.parametrize(
     ("status", "sent", "commanded"),
     [

@@ -76,7 +76,6 @@ class World:
             self.os,
             self.pump,
             lambda _, event, payload: self.events.append((event, dict(payload))),
-            lambda: 1.0,
             lambda: self.chance,
         )
 

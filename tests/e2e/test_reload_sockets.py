@@ -34,7 +34,8 @@ def inodes(pid: int) -> set[str]:
 def test_who_uses_a_changed_socket_gets_the_new_one(sysupd: Start) -> None:
     port = free_port()
     daemon = sysupd(ini(port))
-    before, other = daemon.pids("web"), daemon.pids("other")
+    before = until(lambda: len(daemon.pids("web")) == 2 and daemon.pids("web"), "two run")
+    other = until(lambda: daemon.pids("other"), "the other runs")
     old = inodes(before[0])
     daemon.file.write_text(ini(port, backlog=20))
     assert daemon.call("reloadconfig", waiting=True)["status"] == "ok"
@@ -62,7 +63,7 @@ def test_who_uses_all_sockets_gets_a_new_one(sysupd: Start) -> None:
     port = free_port()
     everybody = "[watcher:all]\ncmd = sleep 100\nuse_sockets = True\n"
     daemon = sysupd(ini(port, more=everybody))
-    (pid,) = daemon.pids("all")
+    (pid,) = until(lambda: daemon.pids("all"), "it runs")
     assert len(inodes(pid)) == 1
     daemon.file.write_text(ini(port, more=f"{everybody}[socket:t]\nport = 0\n"))
     daemon.call("reloadconfig", waiting=True)
