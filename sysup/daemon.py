@@ -19,6 +19,7 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from sysup import config, protocol
@@ -242,7 +243,7 @@ class Daemon:
             work[signum]()
 
         def note(signum: int, frame: object) -> None:
-            if signum not in due:
+            if signum not in due and not self.loop.is_closed():
                 due.add(signum)
                 self.loop.call_soon_threadsafe(act, signum)
 
@@ -472,13 +473,16 @@ class Daemon:
         fresh = [self._adopt(new.watchers[name]) for name in changes.added]
         for watcher in fresh:
             self._publish(watcher.name, "add", {})
-        failed = []
+        failed, kept = [], {}
         for name, options in changes.changed.items():
             if watcher := self.watchers.get(name.lower()):
                 try:
                     watcher.apply(new.watchers[name], {config.impact(o) for o in options})
                 except SysupError as error:
-                    failed.append(f"{name}: {error}")
+                    failed.append(f"{name} keeps its options: {error}")
+                    kept[name] = watcher.spec
+        # What differs from the file is tried again by the next reload.
+        self.config = replace(new, watchers={**new.watchers, **kept})
         starts = [w.start() for w in fresh if w.spec.autostart]
         await asyncio.gather(*starts, return_exceptions=True)
         if failed:
