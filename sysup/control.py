@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextlib
 import errno
 import logging
 import os
@@ -93,6 +94,7 @@ class Control:
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
         """Publish events on an endpoint, too; raises SysupError when it can't be bound."""
         bind(self._events, endpoint, mode, group)
+        self.endpoints.append(endpoint)
 
     def close(self) -> None:
         """Let the last replies leave, then close everything."""
@@ -103,6 +105,10 @@ class Control:
             router.close()
         self._events.close()
         self._context.term()
+        for endpoint in self.endpoints:
+            if endpoint.startswith("ipc://"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(endpoint.removeprefix("ipc://"))
 
     # ---- events --------------------------------------------------------------------------
 

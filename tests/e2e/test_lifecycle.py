@@ -364,3 +364,10 @@ def test_no_flood_of_signals_loses_the_one_that_ends(sysupd: Start, flood: int) 
     for _ in range(20_000):
         daemon.process.send_signal(flood)
     assert daemon.stop(timeout=10) == 0
+
+
+def test_the_end_takes_the_sockets_with_it(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS.format(number=1))
+    assert {"control", "events"} <= set(os.listdir(daemon.runtime))
+    assert daemon.stop() == 0
+    assert os.listdir(daemon.runtime) == ["lock"]
