@@ -155,19 +155,23 @@ def test_hangups_to_the_last(sysupd: Start) -> None:
 # ---- other users -----------------------------------------------------------------------------
 
 
-def as_nobody(*command: str | Path) -> list[str | Path]:
-    return ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command]
+def a_stranger() -> int:
+    """A user that nobody is, and for whom nothing lies in /tmp."""
+    return next(uid for uid in range(61_000, 65_000) if not os.path.lexists(f"/tmp/sysup-{uid}"))
+
+
+def as_user(uid: int, *command: str | Path) -> list[str | Path]:
+    return ["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", *command]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
 @pytest.mark.parametrize("trap", ["directory", "link"])
 def test_a_runtime_directory_that_a_stranger_made(tmp_path: Path, trap: str) -> None:
-    base = Path("/tmp/sysup-65534")
-    if os.path.lexists(base):
-        pytest.skip(f"{base} is there")
+    uid = a_stranger()
+    base = Path(f"/tmp/sysup-{uid}")
     target = tmp_path / "target"
     target.mkdir()
-    os.chown(target, 65534, 65534)
+    os.chown(target, uid, uid)
     with tempfile.NamedTemporaryFile("w", suffix=".ini") as file:
         os.chmod(file.name, 0o644)
         file.write(SLEEPER)
@@ -179,7 +183,7 @@ def test_a_runtime_directory_that_a_stranger_made(tmp_path: Path, trap: str) -> 
             else:
                 base.symlink_to(target)
             os.chown(base, 12345, 12345, follow_symlinks=False)
-            command = as_nobody(PROGRAMS / "sysupd", file.name)
+            command = as_user(uid, PROGRAMS / "sysupd", file.name)
             env = {"PATH": os.environ["PATH"]}
             ended = subprocess.run(
                 command, capture_output=True, text=True, env=env, cwd="/", timeout=20
@@ -195,9 +199,8 @@ def test_a_runtime_directory_that_a_stranger_made(tmp_path: Path, trap: str) -> 
 def test_sysupctl_of_somebody_else_is_refused(sysupd: Start) -> None:
     daemon = sysupd(SLEEPER)
     os.chmod(daemon.runtime.parent, 0o755)
-    command = as_nobody(
-        PROGRAMS / "sysupctl", "--endpoint", f"ipc://{daemon.runtime}/control", "status"
-    )
+    endpoint = f"ipc://{daemon.runtime}/control"
+    command = as_user(a_stranger(), PROGRAMS / "sysupctl", "--endpoint", endpoint, "status")
     ended = subprocess.run(command, capture_output=True, text=True, env=daemon.env, cwd="/")
     assert ended.returncode == 4
     assert "permission denied" in ended.stderr.lower()
