@@ -13,12 +13,11 @@ from sysup.config.kinds import Later
 from sysup.config.specs import (
     DAEMON_OPTIONS,
     FAMILIES,
-    LATER_STREAMS,
     PLUGIN_OPTIONS,
     SOCKET_OPTIONS,
-    STREAMS,
     WATCHER_OPTIONS,
 )
+from sysup.config.streams import STREAMS
 
 INTRODUCTION = """\
 # Configuration
@@ -176,12 +175,8 @@ def _family_doc(family: Family) -> str:
 
 def _streams() -> Iterator[str]:
     for cls, options in STREAMS.items():
-        if cls in LATER_STREAMS:
-            continue
         yield f"#### {cls}\n"
         yield _table(options.values(), changes=False)
-    later = ", ".join(f"`{cls}`" for cls in STREAMS if cls in LATER_STREAMS)
-    yield f"Not supported yet: {later}.\n"
 
 
 if __name__ == "__main__":

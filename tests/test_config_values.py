@@ -100,7 +100,6 @@ def test_typed_values(line: str, field: str, value: object) -> None:
         ("args = --fd $(circus.sockets.http)", "there is no socket 'http'"),
         ("stdout_stream.class = FileStrem", "unknown stream class 'FileStrem' (did you mean"),
         ("stdout_stream.filname = x", "unknown option (did you mean 'stdout_stream.filename'?)"),
-        ("stdout_stream.class = JournalStream", "JournalStream: not supported yet"),
     ],
 )
 def test_what_is_wrong_with_a_value(line: str, message: str) -> None:

@@ -213,19 +213,19 @@ class Size(Kind[int]):
 
     label = "size"
 
-    def __init__(self, low: int = 0) -> None:
-        self.low = low
+    def __init__(self, low: int = 0, high: int | None = None) -> None:
+        self.low, self.high = low, high
 
     def text(self, text: str) -> int:
         match = _SIZE.fullmatch(text)
         if not match:
             raise ValueError(f"'{text}' is not a size (such as 1048576 or 10M)")
-        return between(int(match[1]) * _SIZES[match[2].upper()], self.low, None)
+        return between(int(match[1]) * _SIZES[match[2].upper()], self.low, self.high)
 
     def wire(self, value: object) -> int:
         if isinstance(value, str):
             return self.text(string(value))
-        return between(whole(value), self.low, None)
+        return between(whole(value), self.low, self.high)
 
 
 class Octal(Kind[int]):

@@ -19,13 +19,13 @@ from sysup.config.specs import (
     FAMILIES,
     RLIMIT_FAMILY,
     STREAM_FIELDS,
-    STREAMS,
     WATCHER_OPTIONS,
     FlappingSpec,
     Rlimit,
     StreamSpec,
     WatcherSpec,
 )
+from sysup.config.streams import STREAMS
 from sysup.config.values import RLIMITS
 from sysup.protocol import MessageError
 

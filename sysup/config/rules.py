@@ -18,14 +18,13 @@ from sysup.config.ini import Level
 from sysup.config.kinds import NotYet, nearest
 from sysup.config.specs import (
     FAMILIES,
-    LATER_STREAMS,
     STREAM_FIELDS,
-    STREAMS,
     TEXT,
     WATCHER_OPTIONS,
     StreamSpec,
     WatcherSpec,
 )
+from sysup.config.streams import STREAMS
 
 V = TypeVar("V")
 
@@ -102,8 +101,8 @@ def read_stream(
         else:
             message = f"{cls} has no such option{nearest(name, options)}"
             faults.append(Fault(f"{field}.{name}", message, Level.STRICT))
-    faults += _stream_faults(field, options, given)
-    return None if cls in LATER_STREAMS else StreamSpec(cls, options), faults
+    faults += _stream_faults(field, cls, options, given)
+    return StreamSpec(cls, options), faults
 
 
 def _class_faults(option: str, cls: str) -> Iterator[Fault]:
@@ -111,18 +110,27 @@ def _class_faults(option: str, cls: str) -> Iterator[Fault]:
         yield Fault(option, "missing: give a class, or a filename")
     elif cls not in STREAMS:
         yield Fault(option, f"unknown stream class '{cls}'{nearest(cls, STREAMS)}")
-    elif cls in LATER_STREAMS:
-        yield Fault(option, f"{cls}: not supported yet", Level.STRICT)
 
 
 def _stream_faults(
-    field: str, options: Mapping[str, object], given: Mapping[str, object]
+    field: str, cls: str, options: Mapping[str, object], given: Mapping[str, object]
 ) -> Iterator[Fault]:
     if "filename" in options and options["filename"] is None:
         yield Fault(f"{field}.filename", "missing")
-    if options.get("max_bytes") and "backup_count" not in given:
+    when = options.get("rotate_when")
+    if cls == "TimedRotatingFileStream" and not when and options.get("rotate_at") is None:
+        yield Fault(f"{field}.rotate_when", "missing")
+    if options.get("rotate_at") is not None and when in ("S", "M", "H", "D"):
+        yield Fault(f"{field}.rotate_at", f"a time of day does not go with rotate_when = {when}")
+    idle = [name for name in ("max_bytes", "rotate_age") if options.get(name)]
+    if idle and "backup_count" not in given and not when and options.get("rotate_at") is None:
         message = "has no effect without backup_count: the file never rotates"
-        yield Fault(f"{field}.max_bytes", message, Level.WARNING)
+        yield Fault(f"{field}.{idle[0]}", message, Level.WARNING)
+    if options.get("rate_burst") and not options.get("rate"):
+        yield Fault(f"{field}.rate_burst", "has no effect without rate", Level.WARNING)
+    if options.get("format") == "json" and options.get("time_format") not in (None, "iso"):
+        message = "the time of a JSON record is ISO 8601"
+        yield Fault(f"{field}.time_format", message, Level.WARNING)
 
 
 def faults(spec: WatcherSpec, sockets: Collection[str] | None) -> Iterator[Fault]:

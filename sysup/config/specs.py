@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sysup.config.declare import Family, Impact, Option, declared, group, option
+from sysup.config.declare import Family, Impact, declared, group, option
 from sysup.config.kinds import (
     Arguments,
     Choice,
@@ -91,7 +91,7 @@ class Rlimit:
 class StreamSpec:
     """Where the output of a process goes.
 
-    `options` holds every option of the class with its default if STREAMS has the class, and
+    `options` holds every option of the class with its default if streams.py has the class, and
     the file's text otherwise.
     """
 
@@ -283,60 +283,6 @@ FAMILIES = (
     Family("notify_", (), Later(TEXT), "messages from the processes"),
 )
 STREAM_FIELDS = ("stdout_stream", "stderr_stream")
-
-
-def _streams() -> dict[str, dict[str, Option]]:
-    """The options of each built-in stream class."""
-    pace = (
-        Option("refresh_time", Seconds(), 0.0, "how long bytes may wait to be written together"),
-        Option("max_line", Size(1), 65536, "a longer line is written in pieces of this size"),
-    )
-    stamp = Option("time_format", TEXT, None, "strftime(3) format of a stamp before each line")
-    path = Option("filename", PATH, None, "the file (required)")
-    backups = Option("backup_count", Whole(0, 10000), 0, "rotated files to keep")
-    size = Option(
-        "max_bytes", Size(), 0, "rotate before the file grows larger than this (0: never)"
-    )
-    when = Option(
-        "rotate_when",
-        Later(Choice("S", "M", "H", "D", "MIDNIGHT", *(f"W{day}" for day in range(7)))),
-        None,
-        "when to rotate",
-    )
-    every = Option("rotate_interval", Later(Whole(1)), None, "rotate at each so many of them")
-    utc = Option("utc", Later(FLAG), False, "count days in UTC")
-    coming = (
-        Option("compress", Later(TEXT), None, "command that compresses a rotated file"),
-        Option("owner", Later(Account()), None, "owner of the file"),
-        Option("group", Later(Account()), None, "group of the file"),
-        Option("mode", Later(Octal()), None, "mode of the file"),
-        Option("format", Later(TEXT), None, "form of a record"),
-        Option("select", Later(TEXT), None, "which lines to take"),
-        Option("fsync", Later(FLAG), False, "wait for the disk"),
-        Option("on_full", Later(Choice("block", "drop")), None, "when it cannot be written"),
-        Option("rate", Later(TEXT), None, "the most lines in a time"),
-    )
-    colors = Choice("red", "green", "yellow", "blue", "magenta", "cyan", "white")
-    day = Option("time_format", TEXT, "%Y-%m-%d %H:%M:%S", "strftime(3) format of the stamp")
-    classes: dict[str, tuple[Option, ...]] = {
-        "FileStream": (path, size, backups, stamp, *pace, when, every, utc, *coming),
-        "StdoutStream": pace,
-        "FancyStdoutStream": (
-            Option("color", colors, None, "colour of the lines; default: by chance"),
-            day,
-            *pace,
-        ),
-        "WatchedFileStream": (path, stamp, *pace, *coming),
-        "TimedRotatingFileStream": (path, backups, stamp, *pace, when, every, utc, *coming),
-        "QueueStream": (),
-        "JournalStream": (),
-        "JournalDirect": (),
-    }
-    return {cls: {opt.name: opt for opt in opts} for cls, opts in classes.items()}
-
-
-STREAMS = _streams()
-LATER_STREAMS = frozenset(STREAMS) - {"FileStream", "StdoutStream", "FancyStdoutStream"}
 
 
 @dataclass(frozen=True, slots=True)
