@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from sysup._native import lib
 from sysup.config import StreamSpec
-from sysup.streams import Pump, Sink, Stream, open_sink
+from sysup.streams import Losses, Pump, Sink, Source, Stream, open_sink
 from sysup.streams.places import FileOptions, FilePlace
+from sysup.streams.pump import Work
 
 PATIENCE = 20.0
 
@@ -22,20 +24,28 @@ class House:
     def __init__(self) -> None:
         self.pump = Pump()
         self.told: list[tuple[str, str | None]] = []
+        self.lost: list[Losses] = []
         self.ended: list[Stream] = []
         self.stopped = False
 
     def sink(self, cls: str, **options: object) -> Sink:
-        return open_sink(self.pump, StreamSpec(cls, options), "stdout", self.tell)
+        source = Source("stdout", "web", "shop")
+        sink = open_sink(self.pump, StreamSpec(cls, options), source, self.tell, self.lose)
+        assert isinstance(sink, Sink)
+        return sink
 
     def file(self, path: Path, **options: object) -> Sink:
         return self.sink("FileStream", filename=str(path), **options)
 
     def lent(self, fd: int) -> Sink:
-        return Sink(FilePlace.lent(self.pump.places, fd, "lent", FileOptions()), None, self.tell)
+        place = FilePlace.lent(self.pump.places, fd, "lent", FileOptions())
+        return Sink(place, Work(lib.FORMAT_RAW), self.tell)
 
     def tell(self, sink: Sink, reason: str | None) -> None:
         self.told.append((sink.name, reason))
+
+    def lose(self, sink: Sink, losses: Losses) -> None:
+        self.lost.append(losses)
 
     def stream(self, sink: Sink, pid: int = 1, tail: int = 100) -> tuple[Stream, int]:
         """A stream, and the end of its pipe to write to."""
