@@ -231,6 +231,8 @@ class Mould:
         closed = {0: spec.close_child_stdin, 1: spec.close_child_stdout, 2: spec.close_child_stderr}
         fds |= {fd: setting.null if shut else fd for fd, shut in closed.items()}
         if spec.stdin_socket:
+            if spec.stdin_socket not in setting.sockets:
+                raise SysupError(f"there is no socket '{spec.stdin_socket[:100]}'")
             fds[0] = setting.sockets[spec.stdin_socket]
         return fds
 
