@@ -19,7 +19,7 @@ from queue import SimpleQueue
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sysup.streams import backups, packing
@@ -134,6 +134,7 @@ strangers = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.sets(st.tuples(st.integers(1, 12), endings)), st.sets(strangers), st.integers(0, 8))
 def test_numbered_ones_above_the_count_go(
     there: set[tuple[int, str]], others: set[str], count: int
@@ -146,6 +147,7 @@ def test_numbered_ones_above_the_count_go(
         assert office.names() == kept | others
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.tuples(stamps, endings), st.integers(0, 10**6), max_size=12),
     st.sets(strangers),
