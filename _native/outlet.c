@@ -275,7 +275,8 @@ int outlet_new(struct sink *sink, uint64_t id, const struct outlet_spec *spec,
     outlet->note_at = NEVER;
     set_rate(&outlet->rate, spec);
     outlet->works = spec->n_patterns || outlet->rate.cost || spec->format == FORMAT_PREFIX ||
-                    spec->format == FORMAT_JSON;
+                    spec->format == FORMAT_JSON ||
+                    (spec->format == FORMAT_RECORD && outlet->max_line < READ_BYTES);
     int rc = fill(outlet, spec);
     if (rc < 0)
         outlet_free(outlet);

@@ -301,40 +301,41 @@ static void take_piece(struct work *work, const char *text, size_t length, bool 
         stream->fate = FATE_OPEN;
 }
 
-/* With the unfinished line before it. */
-static void take_line(struct work *work, const char *text, size_t length)
+/* The unfinished line, to which more was added; `ends`: its newline follows. */
+static void take_partial(struct work *work, bool ends)
 {
     struct stream *stream = work->stream;
-    size_t held = partial_length(stream);
-    if (!held) {
-        take_piece(work, text, length, true);
-        return;
-    }
-    if (partial_room(stream, held + length)) {
-        partial_add(stream, text, length);
-        take_piece(work, stream->partial->data, held + length, true);
-    } else {
-        take_piece(work, stream->partial->data, held, false);
-        take_piece(work, text, length, true);
-    }
+    take_piece(work, stream->partial->data, partial_length(stream), ends);
     partial_drop(stream);
 }
 
-static void take_rest(struct work *work, const char *text, size_t length)
+/* Text without a newline, which `ends` says follows: with the unfinished line before it a
+ * line, or pieces of max_line bytes and what is left. */
+static void take_text(struct work *work, const char *text, size_t length, bool ends)
 {
     struct stream *stream = work->stream;
-    size_t held = partial_length(stream);
-    if (!length)
-        return;
-    if (held + length < stream->outlet->max_line && partial_room(stream, held + length)) {
-        partial_add(stream, text, length);
-        return;
-    }
+    size_t most = stream->outlet->max_line, held = partial_length(stream);
     if (held) {
-        take_piece(work, stream->partial->data, held, false);
-        partial_drop(stream);
+        size_t n = length < most - held ? length : most - held;
+        if (partial_room(stream, held + n)) {
+            partial_add(stream, text, n);
+            text += n;
+            length -= n;
+        }
+        if (length == 0 && !ends)
+            return;
+        take_partial(work, ends && length == 0);
+        if (ends && length == 0)
+            return;
     }
-    take_piece(work, text, length, false);
+    for (; length > most; text += most, length -= most)
+        take_piece(work, text, most, false);
+    if (ends)
+        take_piece(work, text, length, true);
+    else if (length && partial_room(stream, length))
+        partial_add(stream, text, length);
+    else if (length)
+        take_piece(work, text, length, false);
 }
 
 static ssize_t read_worked(struct stream *stream, size_t limit, bool full)
@@ -351,10 +352,10 @@ static ssize_t read_worked(struct stream *stream, size_t limit, bool full)
     stamp_refresh(&stream->outlet->stamp);
     const char *end = from + n, *newline;
     while ((newline = memchr(from, '\n', (size_t)(end - from)))) {
-        take_line(&work, from, (size_t)(newline - from));
+        take_text(&work, from, (size_t)(newline - from), true);
         from += newline + 1 - from;
     }
-    take_rest(&work, from, (size_t)(end - from));
+    take_text(&work, from, (size_t)(end - from), false);
     commit(&work);
     return n;
 }

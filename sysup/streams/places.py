@@ -187,7 +187,9 @@ class Places:
 
     def stop(self, until: float) -> bool:
         """Wait for the threads, after pump_stop; whether nobody uses the pump any more."""
-        self.keeper.close(max(0.0, until - time.monotonic()))
+        if self.keeper.close(max(0.0, until - time.monotonic())):
+            for place in self._leaving:
+                place.forget_keeper()
         for place in self._leaving:
             place.join(max(0.0, until - time.monotonic()))
         self.attend()
@@ -256,6 +258,9 @@ class Place:
     def join(self, timeout: float) -> None:
         """Wait for the thread that reads it, if it has one."""
 
+    def forget_keeper(self) -> None:
+        """The keeper has ended, and tells nothing more."""
+
     def free(self) -> bool:
         """Free the sink, which is closed; False if a thread still needs it."""
         lib.sink_free(self.native)
@@ -290,6 +295,7 @@ class FilePlace(Place):
         text = ffi.new("char[]", os.fsencode(path))
         place._plan()
         place._open(options.spec(path=text, due=place._due))
+        place._tend()  # what an earlier daemon left to be done
         return place
 
     @classmethod
@@ -435,6 +441,9 @@ class FilePlace(Place):
         self._jobs -= 1
         if reason:
             self._tell(reason)
+
+    def forget_keeper(self) -> None:
+        self._jobs = 0
 
     def free(self) -> bool:
         """Free the sink, unless the keeper needs it still."""
