@@ -251,7 +251,7 @@ static struct file_options options_of(const struct file_spec *spec)
 {
     struct file_options options = {
         .max_bytes = spec->max_bytes,
-        .max_held = spec->max_held ? spec->max_held : BATCH_BYTES,
+        .max_held = spec->max_held ? spec->max_held : HELD_BYTES,
         .rotate_at = spec->rotate_at,
         .owner = spec->owner,
         .group = spec->group,

@@ -44,6 +44,7 @@ enum {
     READ_BYTES = 1 << 16,   /* of one read: all that a pipe holds, pipe(7) */
     WORKED_BYTES = 1 << 15, /* of one read whose lines are looked at one by one */
     BATCH_BYTES = 1 << 16,  /* a sink that holds this much is written at once */
+    HELD_BYTES = 1 << 17,   /* one that cannot be written holds so much, by default */
     FULLNESS = 16,
 };
 

@@ -26,7 +26,7 @@ int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const struct si
     sink->state = SINK_FAILED; /* until it is opened */
     sink->backoff = backoff_first;
     sink->deadline = NEVER;
-    sink->max_held = sink->max_held ? sink->max_held : BATCH_BYTES;
+    sink->max_held = sink->max_held ? sink->max_held : HELD_BYTES;
     sink->ended_last = &sink->ended;
     int rc = target_list(&sink->target, pump, TARGET_SINK, id);
     if (rc == 0)
