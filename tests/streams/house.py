@@ -22,8 +22,8 @@ PATIENCE = 20.0
 class House:
     """A pump, its pipes, and all that it told."""
 
-    def __init__(self, memfd: int = -1) -> None:
-        self.pump = Pump(memfd)
+    def __init__(self, memfd: int = -1, later: Any = None) -> None:
+        self.pump = Pump(memfd, later)
         self.told: list[tuple[str, str | None]] = []
         self.lost: list[Losses] = []
         self.ended: list[Stream] = []
