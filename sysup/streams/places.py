@@ -188,6 +188,7 @@ class Places:
     def stop(self, until: float) -> bool:
         """Wait for the threads, after pump_stop; whether nobody uses the pump any more."""
         if self.keeper.close(max(0.0, until - time.monotonic())):
+            self.attend()  # the last that it told
             for place in self._leaving:
                 place.forget_keeper()
         for place in self._leaving:
