@@ -214,6 +214,7 @@ struct work {
     char *record;     /* the header of the run of lines so far, or NULL */
     uint32_t flags;   /* of that record */
     bool full;        /* the sink takes nothing more: lines are left out */
+    bool over;        /* nothing follows: an unfinished line is no part of a longer one */
 };
 
 static void close_record(struct work *work)
@@ -273,7 +274,7 @@ static void put_piece(struct work *work, const char *text, size_t length, unsign
     work->to = outlet_put(outlet, stream->label, work->to, text, length, piece);
     sink->open_line = piece & PIECE_LAST || outlet->format == FORMAT_JSON ? NULL : stream;
     if (!(piece & PIECE_LAST)) {
-        work->flags = RECORD_PARTIAL;
+        work->flags = work->over ? 0 : RECORD_PARTIAL;
         close_record(work);
     }
 }
@@ -371,7 +372,7 @@ static int put_last_line(struct stream *stream)
     bool full = outlet->flags & OUTLET_DROP && !sink_takes(sink, outlet);
     bool finish = outlet->format == FORMAT_PREFIX && (held || sink->open_line == stream);
     if (finish || (held && (outlet->works || stream->fate != FATE_OPEN || full))) {
-        struct work work = {.stream = stream, .full = full};
+        struct work work = {.stream = stream, .full = full, .over = true};
         stamp_refresh(&stream->outlet->stamp);
         take_piece(&work, held ? stream->partial->data : "", held, finish || outlet->format == FORMAT_JSON);
         commit(&work);
