@@ -20,7 +20,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { TAIL_LEAST = 256 };
+enum { TAIL_LEAST = 64 };
 
 /* ---- the tail and the unfinished line ------------------------------------------- */
 

@@ -59,6 +59,10 @@ class Losses:
         return bool(self.dropped_bytes or self.suppressed_bytes)
 
 
+NOTHING: tuple[bytes, int, Losses] = (b"", 0, Losses())
+"""What a stream has had: its tail, bytes, losses."""
+
+
 @dataclass(frozen=True)
 class Work:
     """What is done to each line: the options of a `struct outlet_spec`.
@@ -147,7 +151,7 @@ class Stream:
         self._sink = sink
         self._on_eof = on_eof
         self._tail_size = tail
-        self._last: tuple[bytes, int, Losses] = (b"", 0, Losses())
+        self._last = NOTHING
         self._native: Any = ffi.NULL
 
     @property
