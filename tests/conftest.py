@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.journald import Journald, Unavailable
 from tests.world import World
 
 IN_CI = os.environ.get("CI") == "true"
@@ -23,6 +24,17 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world = World(monkeypatch.setattr)
     yield world
     world.close()
+
+
+@pytest.fixture
+def journald() -> Iterator[Journald]:
+    """A running journald of this test's own, without a rate limit."""
+    try:
+        begun = Journald()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    with begun:
+        yield begun
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 from tests.e2e.harness import Daemon, become_subreaper, descendants, until
 
 Start = Callable[..., Daemon]
-"""start(ini, app="app", env=None, wait=True) -> Daemon"""
+"""start(ini, app="app", env=None, wait=True, inside=()) -> Daemon"""
 
 
 def watchers(daemon: Daemon) -> list[dict[str, Any]]:
@@ -38,9 +38,13 @@ def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     runtime = tmp_path_factory.mktemp("run")
 
     def start(
-        ini: str, app: str = "app", env: Mapping[str, str] | None = None, wait: bool = True
+        ini: str,
+        app: str = "app",
+        env: Mapping[str, str] | None = None,
+        wait: bool = True,
+        inside: Sequence[str] = (),
     ) -> Daemon:
-        daemon = daemons.enter_context(Daemon(tmp_path, runtime, ini, app, env))
+        daemon = daemons.enter_context(Daemon(tmp_path, runtime, ini, app, env, inside))
         if wait:
             until(lambda: all(map(is_begun, watchers(daemon))), "each place is taken")
         return daemon

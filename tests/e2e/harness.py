@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -176,6 +176,7 @@ class Daemon:
         ini: the text of its file.
         app: the stem of the file's name.
         env: what its environment has beside that of this process.
+        inside: a command that becomes the one after it, without a new process (nsenter(1)).
     """
 
     def __init__(
@@ -185,6 +186,7 @@ class Daemon:
         ini: str,
         app: str = "app",
         env: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.runtime = runtime / app
@@ -204,7 +206,7 @@ class Daemon:
         self._requests = self._connect(zmq.DEALER, protocol.CONTROL_SOCKET)
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(PROGRAMS / "sysupd"), str(self.file)],
+                [*inside, str(PROGRAMS / "sysupd"), str(self.file)],
                 cwd=directory,
                 env=self.env,
                 stdin=subprocess.DEVNULL,

@@ -1,0 +1,317 @@
+"""What the processes of a real sysupd print, in a real journal."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Start
+from tests.e2e.harness import Daemon, until
+from tests.journald import Journald
+
+JOURNAL = "stdout_stream.class = JournalStream\nstderr_stream.class = JournalStream\n"
+UNDER_THE_JOURNAL = [
+    *("systemd-cat", "--identifier=sysupd", "sh", "-c"),
+    'export JOURNAL_STREAM="$(stat -L -c %d:%i /proc/self/fd/2)"; exec "$0" "$@"',
+]
+"""Before a command, has its output go to the journal, and says so as systemd does."""
+LINES = 20_000
+WRITERS = 5
+LOSS = 2
+"""Entries that any sender of datagrams loses when journald is killed twice."""
+STREAM_LOSS = 2 * WRITERS * 1000
+"""Lines that all streams lose then: for each, those of the buffer that journald had read."""
+
+
+class App:
+    """Watchers that run scripts, each of which says when it has written all."""
+
+    def __init__(self, start: Start, journald: Journald, directory: Path) -> None:
+        self._start = start
+        self._journald = journald
+        self._directory = directory
+        self._done = directory / "done"
+        self._done.mkdir()
+        self._watchers: list[str] = []
+        self._processes = 0
+
+    def watcher(self, name: str, script: str, options: str = JOURNAL, processes: int = 1) -> None:
+        """A script of sh(1), run once by each process."""
+        file = self._directory / f"{name}.sh"
+        file.write_text(f"{script}\ntouch {self._done}/$$\n")
+        self._watchers.append(
+            f"[watcher:{name}]\ncmd = sh {file}\nnumprocesses = {processes}\nrestart = never\n"
+            f"{options}\n"
+        )
+        self._processes += processes
+
+    def start(self, *under: str) -> Daemon:
+        return self._start("\n".join(self._watchers), inside=[*self._journald.inside, *under])
+
+    def wait(self) -> None:
+        """Until all have written all, be it that it waits in a pipe."""
+        until(lambda: len(os.listdir(self._done)) == self._processes, "all have written", 30)
+
+    def finish(self, daemon: Daemon) -> None:
+        """Until all that was written is stored."""
+        self.wait()
+        assert daemon.stop() == 0
+        self._journald.sync()
+
+    def run(self, *under: str) -> Daemon:
+        """From start to finish; returns the daemon that was."""
+        daemon = self.start(*under)
+        self.finish(daemon)
+        return daemon
+
+
+@pytest.fixture
+def app(sysupd: Start, journald: Journald, tmp_path: Path) -> App:
+    return App(sysupd, journald, tmp_path)
+
+
+def rows(journald: Journald, *names: str, of: str = "web") -> list[tuple[str, ...]]:
+    """Those fields of the entries of a watcher."""
+    entries = journald.entries(f"SYSLOG_IDENTIFIER={of}")
+    return [tuple(entry.get(name, b"").decode() for name in names) for entry in entries]
+
+
+# ---- entries -----------------------------------------------------------------------------
+
+
+def test_an_entry_says_where_it_comes_from(app: App, journald: Journald) -> None:
+    app.watcher("web", "echo $$; echo $$ >&2", processes=2)
+    daemon = app.run()
+    places = {}
+    for entry in journald.entries("SYSUP_WATCHER=web"):
+        assert entry["SYSUP_APP"] == b"app"
+        assert entry["SYSLOG_IDENTIFIER"] == b"web"
+        assert entry["SYSLOG_PID"] == entry["MESSAGE"]
+        assert entry["_PID"] == b"%d" % daemon.pid
+        place = entry["SYSUP_WID"], entry["SYSUP_STREAM"]
+        places[place] = entry["PRIORITY"]
+    assert places == {
+        (b"1", b"stdout"): b"6",
+        (b"2", b"stdout"): b"6",
+        (b"1", b"stderr"): b"4",
+        (b"2", b"stderr"): b"4",
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ("", [("bad", "3"), ("plain", "6")]),
+        ("stdout_stream.priority = err", [("bad", "3"), ("plain", "3")]),
+        ("stdout_stream.level_prefix = no", [("<3>bad", "6"), ("plain", "6")]),
+        ("stdout_stream.fields = no", [("bad", "3"), ("plain", "6")]),
+        (
+            "stdout_stream.fields = no\nstdout_stream.level_prefix = no\n"
+            "stdout_stream.priority = debug",
+            [("<3>bad", "7"), ("plain", "7")],
+        ),
+    ],
+)
+def test_levels(
+    app: App, journald: Journald, options: str, expected: list[tuple[str, ...]]
+) -> None:
+    app.watcher("web", "echo '<3>bad'; echo plain", JOURNAL + options)
+    app.run()
+    assert rows(journald, "MESSAGE", "PRIORITY") == expected
+
+
+def test_any_bytes(app: App, journald: Journald) -> None:
+    app.watcher("web", r"printf '\377\000\001\n\n \342\230\n\n'; printf 'the end'")
+    app.run()
+    expected = [b"\xff\0\x01", b"", b" \xe2\x98", b"", b"the end"]
+    assert journald.messages("SYSUP_WATCHER=web") == expected
+
+
+def test_a_line_of_a_megabyte(app: App, journald: Journald) -> None:
+    script = "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo next"
+    app.watcher("web", script, JOURNAL + "stdout_stream.max_line = 1M")
+    app.run()
+    assert journald.messages("SYSUP_WATCHER=web") == [b"x" * 1_000_000, b"next"]
+
+
+def test_an_identifier_of_its_own(app: App, journald: Journald) -> None:
+    app.watcher("web", "echo one", JOURNAL + "stdout_stream.identifier = shop")
+    app.run()
+    assert rows(journald, "MESSAGE", "SYSUP_WATCHER", of="shop") == [("one", "web")]
+
+
+def test_without_fields_an_entry_is_of_its_process(app: App, journald: Journald) -> None:
+    app.watcher("web", "echo $$; echo $$ >&2", f"{JOURNAL}stdout_stream.fields = no\n", 2)
+    app.run()
+    found = rows(journald, "MESSAGE", "_PID", "_TRANSPORT", "SYSUP_WATCHER")
+    streams = [row for row in found if row[2] == "stdout"]
+    assert len(streams) == 2
+    assert all(text == pid and not watcher for text, pid, _, watcher in streams)
+    assert [row[3] for row in found if row[2] == "journal"] == ["web"] * 2
+
+
+# ---- a burst, and what befalls journald meanwhile ----------------------------------------
+
+
+def nothing(_: Journald) -> None:
+    pass
+
+
+def restart(journald: Journald) -> None:
+    journald.stop()
+    journald.start()
+
+
+def pause(journald: Journald) -> None:
+    journald.freeze()
+    journald.thaw()
+
+
+def kill(journald: Journald) -> None:
+    journald.kill()
+    journald.start()
+
+
+@pytest.mark.parametrize(
+    ("options", "disturb", "loss"),
+    [
+        pytest.param("", nothing, 0, id="fields"),
+        pytest.param("", restart, 0, id="fields, restarted"),
+        pytest.param("", pause, 0, id="fields, stopped"),
+        pytest.param("", kill, LOSS, id="fields, killed"),
+        pytest.param("stdout_stream.fields = no", nothing, 0, id="stream"),
+        pytest.param("stdout_stream.fields = no", restart, 0, id="stream, restarted"),
+        pytest.param("stdout_stream.fields = no", pause, 0, id="stream, stopped"),
+        pytest.param("stdout_stream.fields = no", kill, STREAM_LOSS, id="stream, killed"),
+    ],
+)
+def test_a_burst_of_many_is_stored_whole(
+    app: App,
+    journald: Journald,
+    tmp_path: Path,
+    options: str,
+    disturb: Callable[[Journald], None],
+    loss: int,
+) -> None:
+    """In the order of each; the second half waits until journald was disturbed twice."""
+    gate = tmp_path / "gate"
+    first = f"seq -f $$.%06g. {LINES // 2}"
+    second = f"seq -f $$.%06g. {LINES // 2 + 1} {LINES}"
+    wait = f"until [ -e {gate} ]; do sleep 0.02; done"
+    app.watcher("web", f"{first}; {wait}; {second}", JOURNAL + options, WRITERS)
+    daemon = app.start()
+    for _ in range(2):
+        disturb(journald)
+        assert daemon.status("web") == "active"
+    gate.touch()
+    app.finish(daemon)
+    found: dict[bytes, list[int]] = {}
+    for text in journald.messages("SYSLOG_IDENTIFIER=web"):
+        if whole := re.fullmatch(rb"(\d+)\.(\d{6})\.", text):
+            found.setdefault(whole[1], []).append(int(whole[2]))
+    assert all(numbers == sorted(set(numbers)) for numbers in found.values())
+    assert 0 <= WRITERS * LINES - sum(map(len, found.values())) <= loss
+
+
+def test_without_a_journald_all_waits_for_it(app: App, journald: Journald) -> None:
+    journald.stop()
+    app.watcher("web", f"seq -f %06g {LINES}", processes=1)
+    daemon = app.start()
+    assert daemon.status("web") == "active"
+    journald.start()
+    app.finish(daemon)
+    assert journald.messages("SYSUP_WATCHER=web") == [b"%06d" % (n + 1) for n in range(LINES)]
+
+
+# ---- journald's own stream ---------------------------------------------------------------
+
+
+def test_a_direct_stream_is_none_of_sysupds_business(
+    app: App, journald: Journald, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    script = f"echo $$ one; echo '<3>two'; until [ -e {gate} ]; do sleep 0.02; done; echo three"
+    app.watcher("web", script, "stdout_stream.class = JournalDirect")
+    daemon = app.start()
+
+    def stored() -> list[tuple[str, ...]]:
+        journald.sync()
+        return rows(journald, "MESSAGE", "PRIORITY", "_TRANSPORT")
+
+    until(lambda: len(stored()) == 2, "two lines are stored")
+    (pid,) = daemon.pids("web")
+    (at,) = {entry["_PID"] for entry in journald.entries("SYSLOG_IDENTIFIER=web")}
+    assert at == b"%d" % pid
+    assert os.readlink(f"/proc/{pid}/fd/1").startswith("socket:")
+    restart(journald)
+    gate.touch()
+    app.finish(daemon)
+    expected = [(f"{pid} one", "6"), ("two", "3"), ("three", "6")]
+    assert stored() == [(*row, "stdout") for row in expected]
+    assert "one" not in daemon.log()
+    assert rows(journald, "MESSAGE", of="sysupd") == []
+
+
+def test_a_direct_stream_has_its_options(app: App, journald: Journald) -> None:
+    options = "stdout_stream.class = JournalDirect\nstdout_stream.identifier = shop\n"
+    options += "stdout_stream.priority = err\nstdout_stream.level_prefix = no\n"
+    app.watcher(
+        "web", "echo '<7>one'; echo two >&2", options + "stderr_stream.class = JournalDirect"
+    )
+    app.run()
+    assert rows(journald, "MESSAGE", "PRIORITY", of="shop") == [("<7>one", "3")]
+    assert rows(journald, "MESSAGE", "PRIORITY") == [("two", "4")]
+
+
+# ---- inside and outside of systemd -------------------------------------------------------
+
+
+@pytest.mark.parametrize("cls", ["JournalStream", "JournalDirect"])
+def test_where_there_is_no_journal_it_is_stdout(app: App, journald: Journald, cls: str) -> None:
+    """And that is said once, however many ask for it."""
+    for name in ("socket", "stdout"):
+        (journald.directory / name).unlink()
+    for name in ("a", "b", "c"):
+        app.watcher(name, f"echo from {name}", f"stdout_stream.class = {cls}", processes=2)
+    daemon = app.start()
+    app.wait()
+    assert daemon.stop() == 0
+    log = daemon.log().splitlines()
+    for name in ("a", "b", "c"):
+        assert sum(line.endswith(f"from {name}") for line in log) == 2
+    assert len([line for line in log if "journal" in line.lower()]) == 1
+
+
+def test_under_the_journal_streams_go_there(app: App, journald: Journald) -> None:
+    app.watcher("web", "echo out; echo err >&2", options="")
+    daemon = app.run(*UNDER_THE_JOURNAL)
+    assert sorted(rows(journald, "MESSAGE", "SYSUP_WATCHER", "SYSUP_STREAM", "PRIORITY")) == [
+        ("err", "web", "stderr", "4"),
+        ("out", "web", "stdout", "6"),
+    ]
+    assert daemon.log() == ""
+    assert ("out",) not in rows(journald, "MESSAGE", of="sysupd")
+
+
+def test_a_stream_of_its_own_class_stays_there(
+    app: App, journald: Journald, tmp_path: Path
+) -> None:
+    app.watcher("web", "echo out", f"stdout_stream.filename = {tmp_path}/log")
+    app.run(*UNDER_THE_JOURNAL)
+    assert (tmp_path / "log").read_bytes() == b"out\n"
+    assert rows(journald, "MESSAGE") == []
+
+
+@pytest.mark.parametrize("stream", ["1:2", "nonsense", ""])
+def test_a_stream_that_is_not_the_journal_is_stdout(
+    app: App, journald: Journald, stream: str
+) -> None:
+    """The variable is inherited by those whose output goes elsewhere."""
+    app.watcher("web", "echo out", options="")
+    daemon = app.run("env", f"JOURNAL_STREAM={stream}")
+    assert "out" in daemon.log().splitlines()
+    assert list(journald.entries()) == []
