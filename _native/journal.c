@@ -33,7 +33,8 @@
 enum {
     ENTRIES = 64,  /* of one sendmmsg */
     PARTS = 4,     /* label, priority, line, newline */
-    RUNS = 64,     /* of one sendmsg of lines */
+    RUNS = 64,     /* of one sendmsg of lines ... */
+    RUN_BYTES = 1 << 15, /* ... and their bytes */
     SEND_BUFFER = 8 << 20,
     LARGE_BYTES = 1 << 16,
 };
@@ -294,7 +295,9 @@ static int flush_entries(struct sink *sink)
 
 /* ---- lines ----------------------------------------------------------------------- */
 
-/* Runs of lines of one process. */
+/* Runs of lines of one process, as many whole ones as the kernel takes all or none of: the
+ * bytes of one buffer (af_unix.c, UNIX_SKB_FRAGS_SZ). A line in two parts would be torn if
+ * its process was gone before the second, for whose credentials there is nobody then. */
 struct runs {
     struct iovec parts[RUNS];
     int n;
@@ -309,13 +312,23 @@ static void read_runs(const struct sink *sink, struct runs *runs)
         runs->parts[runs->n++] = part("\n", 1);
     bool more = enter_record(sink, &cursor, sink->batch->begin);
     runs->pid = more ? cursor.record.pid : 0;
+    size_t room = RUN_BYTES - (size_t)runs->n - 1;
     while (more && cursor.record.pid == runs->pid && runs->n + 2 <= RUNS) {
         const char *data = sink->batch->data + cursor.at;
         size_t length = cursor.end - cursor.at;
+        if (length > room) {
+            const char *newline = memrchr(data, '\n', room);
+            if (newline)
+                runs->parts[runs->n++] = part(data, (size_t)(newline + 1 - data));
+            else if (runs->n == 0)
+                runs->parts[runs->n++] = part(data, room);
+            return;
+        }
         if (length) {
             runs->parts[runs->n++] = part(data, length);
             if (data[length - 1] != '\n')
                 runs->parts[runs->n++] = part("\n", 1);
+            room -= length;
         }
         more = enter_record(sink, &cursor, next_record(cursor.end));
     }

@@ -94,7 +94,8 @@ def _present(spec: StreamSpec | None, source: Source) -> StreamSpec:
         spec = StreamSpec("JournalStream", _defaults("JournalStream"))
     if spec is None:
         return StreamSpec("", {})
-    if spec.cls.startswith("Journal") and not journal.is_there():
+    entries = spec.cls == "JournalStream" and spec.options.get("fields", True)
+    if spec.cls.startswith("Journal") and not journal.is_there("socket" if entries else "stdout"):
         _say_once(f"there is no journal ({journal.DIRECTORY}): its output goes to stdout")
         kept = {name: spec.options.get(name) for name in STREAMS["StdoutStream"]}
         given = {name: value for name, value in kept.items() if value is not None}
