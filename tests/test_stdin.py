@@ -22,11 +22,11 @@ class End:
     def __init__(self, world: World, theirs: int, ours: int, terminal: bool) -> None:
         self.world, self.theirs, self.ours = world, theirs, ours
         self.input = Input(world.loop, ours, "web.1", terminal=terminal)
+        os.set_blocking(theirs, False)
 
     def read(self, size: int) -> bytes:
         """So many bytes, as the loop brings them."""
         found = b""
-        os.set_blocking(self.theirs, False)
         while len(found) < size:
             self.world.loop.settle()
             found += os.read(self.theirs, size - len(found))
@@ -195,9 +195,10 @@ def test_a_terminal_s_input_can_be_ended_and_go_on(
     terminal.input.send(data)
     terminal.input.send(b"", eof=True)
     assert [os.read(terminal.theirs, 100) for _ in reads] == reads
-    terminal.input.check(b"b\n")
-    terminal.input.send(b"b\n")
-    assert os.read(terminal.theirs, 100) == b"b\n"
+    longest = b"b" * LINE + b"\n"
+    terminal.input.check(longest)
+    terminal.input.send(longest)
+    assert terminal.read(len(longest)) == longest
 
 
 def test_lines_that_a_terminal_would_cut_are_refused(terminal: End) -> None:
@@ -215,10 +216,12 @@ def test_lines_that_a_terminal_would_cut_are_refused(terminal: End) -> None:
 
 def test_a_program_that_reads_no_lines_gets_long_ones(terminal: End) -> None:
     tty.setcbreak(terminal.theirs)
-    data = bytes(range(4, 256)) * 100
+    data = (bytes(range(11, 256)) + bytes(range(10))) * 100
     terminal.input.check(data)
-    terminal.input.send(data)
-    assert terminal.read(len(data)) == data
+    terminal.input.send(data, eof=True)
+    assert terminal.read(len(data) + 1) == data + b"\x04"
+    with pytest.raises(BlockingIOError):
+        os.read(terminal.theirs, 1)
 
 
 def test_a_terminal_that_nobody_has_open(terminal: End) -> None:

@@ -219,7 +219,7 @@ class WatcherSpec:
         False,
         "standard output is a terminal of its own, so that programs don't hold output back; so "
         "is standard error, unless it has a stream that differs from that of standard output, "
-        "and standard input with `stdin = pipe`",
+        "and standard input with `stdin = pipe`; 80 by 24, no echo, not the controlling terminal",
         impact=RELOAD,
     )
     nice: int | None = option(Whole(-20, 19), None, "scheduling priority", impact=RELOAD)

@@ -367,7 +367,8 @@ def send(
     """Write TEXT to the standard input of a watcher's processes, if that is a pipe.
 
     It goes to all that run, or to none, and ends with a newline. TEXT - is what sysupctl reads
-    from its own input. Words that begin with - stand after --.
+    from its own input. Words that begin with - stand after --. A terminal (pty = yes) takes
+    lines of at most 4095 bytes.
     """
     if not words and not eof:
         raise click.UsageError("there is no TEXT")
