@@ -30,8 +30,9 @@ from functools import partial
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
-from sysup.process import MARKER, OS, Launch, Process, identity
+from sysup.process import MARKER, OS, Launch, Process, identity, open_terminal
 from sysup.protocol import SysupError
+from sysup.stdin import Input
 from sysup.streams import Direct, Losses, Pump, Sink, Source, Stream, StreamName, open_sink
 
 log = logging.getLogger("sysup.body")
@@ -50,13 +51,17 @@ FD = {"stdout": 1, "stderr": 2}
 
 @dataclass
 class Body:
-    """A process, its pipes, and the marker that its children carry in their environment."""
+    """A process, its pipes, and the marker that its children carry in their environment.
+
+    `stdin` is there if texts can be sent to it.
+    """
 
     serial: int
     process: Process
     marker: str
     streams: list[Stream]
     wid: int = 0
+    stdin: Input | None = None
     dead: bool = False
     tree_empty: bool = False
     on_output: list[Callable[[str], None]] = field(default_factory=list)
@@ -81,8 +86,9 @@ class Body:
 
 @dataclass
 class Setting:
-    """What all moulds share: the system, the pump, and what the daemon hands to children."""
+    """What all moulds share: the loop, the system, the pump, what the daemon hands to children."""
 
+    loop: asyncio.AbstractEventLoop
     os: OS
     pump: Pump
     app: str = ""
@@ -123,6 +129,7 @@ class Mould:
         self._on_sink = on_sink
         self._on_loss = on_loss
         self._sinks: dict[StreamName, Sink | Direct] = {}
+        self._who = identity(spec.uid, spec.gid, spec.groups)
         self._launcher = setting.os.launcher(self._launch())
         try:
             self._open_sinks()
@@ -145,56 +152,81 @@ class Mould:
         """Start a process with its pipes; raises SysupError with the reason when it can't be."""
         serial = next(self._serials)
         marker = f"{self._nonce}.{serial}"
-        reading: dict[StreamName, int] = {}
-        writing: dict[StreamName, int] = {}
+        ours: dict[str, int] = {}
+        theirs: dict[int, int] = {}
         try:
-            for name, sink in self._sinks.items():
-                if isinstance(sink, Direct):
-                    writing[name] = sink.connect()
-                else:
-                    reading[name], writing[name] = os.pipe2(os.O_CLOEXEC)
+            self._connect(ours, theirs)
             process = self._launcher.spawn(
                 argv=config.command(self._spec, wid, self._setting.sockets),
                 env={MARKER: marker},
-                fds={FD[name]: fd for name, fd in writing.items()},
+                fds=theirs,
             )
             body = Body(serial, process, marker, [], wid)
-            self._read(body, reading)
+            self._attach(body, ours)
         except OSError as error:
             raise SysupError(f"cannot make its pipes: {error.strerror}") from None
         finally:
-            for fd in (*reading.values(), *writing.values()):
+            for fd in {*ours.values(), *theirs.values()}:
                 os.close(fd)
         return body
 
-    def _read(self, body: Body, reading: dict[StreamName, int]) -> None:
-        """Hand the pipes to the pump. Where one can't be read, there is to be no process:
-        it becomes a stranger, which the daemon reaps. Raises OSError."""
-        process, system = body.process, self._setting.os
+    def _connect(self, ours: dict[str, int], theirs: dict[int, int]) -> None:
+        """Make pipes, and a terminal: our ends by name, its ends by its descriptors."""
+        spec = self._spec
+        if spec.pty:
+            try:
+                ours["stdout"], theirs[1] = open_terminal(self._who.uid)
+            except OSError as error:
+                raise SysupError(f"cannot open a terminal: {error.strerror}") from None
+            if "stderr" not in self._sinks and not spec.close_child_stderr:
+                theirs[2] = theirs[1]
+        for name, sink in self._sinks.items():
+            if isinstance(sink, Direct):
+                theirs[FD[name]] = sink.connect()
+            elif name not in ours:
+                ours[name], theirs[FD[name]] = os.pipe2(os.O_CLOEXEC)
+        if spec.stdin == "pipe" and spec.pty:
+            ours["stdin"], theirs[0] = os.dup(ours["stdout"]), theirs[1]
+        elif spec.stdin == "pipe":
+            theirs[0], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+
+    def _attach(self, body: Body, ours: dict[str, int]) -> None:
+        """Hand our ends to who reads and writes them. Where that can't be, there is to be no
+        process: it becomes a stranger, which the daemon reaps. Raises OSError."""
+        process, setting = body.process, self._setting
         try:
             for name, sink in self._sinks.items():
                 if isinstance(sink, Direct):
                     continue
-                stream = self._setting.pump.add(
-                    reading[name],
+                stream = setting.pump.add(
+                    ours[name],
                     process.pid,
                     sink,
                     wid=body.wid,
                     name=name,
                     tail=TAIL,
-                    on_eof=lambda stream: self._on_read_out(body),
+                    on_eof=partial(self._on_eof, body, name),
                 )
-                del reading[name]
+                del ours[name]
                 body.streams.append(stream)
+            if "stdin" in ours:
+                slot = f"{self._spec.name}.{body.wid}"
+                body.stdin = Input(setting.loop, ours["stdin"], slot, terminal=self._spec.pty)
+                del ours["stdin"]
         except OSError:
-            system.signal(process, signal.SIGKILL)
-            system.close(process)
+            setting.os.signal(process, signal.SIGKILL)
+            setting.os.close(process)
             raise
+
+    def _on_eof(self, body: Body, name: StreamName, _: Stream) -> None:
+        """A pipe was read to its end; the end of a terminal's output is that of its input."""
+        if body.stdin and self._spec.pty and name == "stdout":
+            body.stdin.close()
+        self._on_read_out(body)
 
     def _launch(self) -> Launch:
         """All that does not differ from process to process."""
-        spec, setting = self._spec, self._setting
-        who = identity(spec.uid, spec.gid, spec.groups)
+        spec, setting, who = self._spec, self._setting, self._who
         return Launch(
             argv=[],
             file=spec.executable,
@@ -230,6 +262,8 @@ class Mould:
         fds = {setting.sockets[name]: setting.sockets[name] for name in passed}
         closed = {0: spec.close_child_stdin, 1: spec.close_child_stdout, 2: spec.close_child_stderr}
         fds |= {fd: setting.null if shut else fd for fd, shut in closed.items()}
+        if spec.stdin == "null":
+            fds[0] = setting.null
         if spec.stdin_socket:
             if spec.stdin_socket not in setting.sockets:
                 raise SysupError(f"there is no socket '{spec.stdin_socket[:100]}'")
@@ -238,9 +272,10 @@ class Mould:
 
     def _open_sinks(self) -> None:
         spec = self._spec
+        on_terminal = spec.pty and spec.stderr_stream in (None, spec.stdout_stream)
         outputs: tuple[tuple[StreamName, StreamSpec | None, bool], ...] = (
             ("stdout", spec.stdout_stream, spec.close_child_stdout),
-            ("stderr", spec.stderr_stream, spec.close_child_stderr),
+            ("stderr", spec.stderr_stream, spec.close_child_stderr or on_terminal),
         )
         for name, stream, closed in outputs:
             if not closed:

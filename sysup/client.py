@@ -301,7 +301,7 @@ class Client:
         """
         self._forget_the_past()
         request = Request(command, properties, id=os.urandom(8).hex())
-        self._socket.send(protocol.encode_request(request))
+        self._send(request)
         reply = self._reply_to(request)
         # `status NAME` puts the watcher's state in the place of the reply's own status
         if reply.get("status") == "error" and "reason" in reply:
@@ -311,7 +311,7 @@ class Client:
     def cast(self, command: str, /, **properties: Any) -> None:
         """Tell the daemon to run a command; whether it did is not told."""
         self._socket.setsockopt(zmq.LINGER, LINGER)
-        self._socket.send(protocol.encode_request(Request(command, properties, cast=True)))
+        self._send(Request(command, properties, cast=True))
 
     def subscribe(self, topics: Iterable[str] = ("",)) -> Subscription:
         """Listen to the daemon's events; see `Subscription`. Raises as `call` does."""
@@ -330,6 +330,14 @@ class Client:
             for anywhere in ("tcp://0.0.0.0:", "tcp://*:"):
                 endpoint = endpoint.replace(anywhere, f"tcp://{host}:")
         return endpoint
+
+    def _send(self, request: Request) -> None:
+        """Raises CallError for a request that the daemon would not read, but cut us off."""
+        frame = protocol.encode_request(request)
+        if len(frame) > protocol.MAX_MESSAGE:
+            most = f"the request has {len(frame)} bytes, at most {protocol.MAX_MESSAGE} are read"
+            raise CallError(f"cannot {request.command}: {most}", Errno.MESSAGE_ERROR)
+        self._socket.send(frame)
 
     def _forget_the_past(self) -> None:
         """Drop what the monitor told of connections that ended between two calls."""

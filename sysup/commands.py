@@ -19,6 +19,7 @@ from sysup import __version__, config
 from sysup.config import Role
 from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
+from sysup.stdin import send as send_text
 from sysup.watcher import Watcher
 
 RANK = {Role.READ: 1, Role.OPERATE: 2, Role.ADMIN: 3}
@@ -80,6 +81,13 @@ class Properties:
     def text(self, key: str) -> str:
         """A string."""
         return str(self._get(key, (str,), "a string"))
+
+    def octets(self, key: str) -> bytes:
+        """A string as bytes; those that are no UTF-8 are surrogates in it, as in os.fsdecode."""
+        try:
+            return self.text(key).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise MessageError(f"message invalid '{key}' has a lone surrogate") from None
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number."""
@@ -451,6 +459,17 @@ def signal_(app: App, p: Properties) -> Reply:
         recursive=p.flag("recursive"),
     )
     return {}
+
+
+@command(Role.OPERATE)
+def send(app: App, p: Properties) -> Later:
+    """Write text to the standard input of processes."""
+    watcher, data = find(app, p.text("name")), p.octets("text")
+    if p.flag("newline", True) and not data.endswith(b"\n"):
+        data += b"\n"
+    inputs = watcher.inputs(p.integer("wid") if "wid" in p else None, p.pid())
+    sent = {"bytes": len(data), "processes": len(inputs)}
+    return Later(_then(send_text(inputs, data, eof=p.flag("eof")), lambda _: sent), sent)
 
 
 @command(Role.OPERATE)

@@ -56,6 +56,7 @@ from sysup.plan import (
 )
 from sysup.process import OS
 from sysup.protocol import SysupError
+from sysup.stdin import Input
 from sysup.streams import Losses, Pump
 
 TURN = 0.005
@@ -88,7 +89,7 @@ class Board:
         self.os = os
         self.publish = publish
         self.rand = rand
-        self.setting = Setting(os, pump)
+        self.setting = Setting(loop, os, pump)
         self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
         self.ending = False
         """Whether all is to be down for good: nothing is started any more."""
@@ -355,6 +356,27 @@ class Watcher:
                 self._handle(place, Signalled(body.serial, signum))
                 self.board.os.signal(body.process, signum)
 
+    def inputs(self, wid: int | None = None, pid: int | None = None) -> list[Input]:
+        """The standard inputs of its processes: of all that are not being stopped, or of one.
+
+        Raises SysupError when there is none.
+        """
+        if wid is None and pid is None:
+            meant = [body for p, body in self.bodies if p.life.state is not State.STOPPING]
+        else:
+            meant = [b for p, b in self.bodies if wid in (None, p.wid)]
+            meant = [body for body in meant if pid in (None, body.process.pid)]
+        inputs = [body.stdin for body in meant if body.stdin]
+        if not inputs and self.spec.stdin != "pipe":
+            raise SysupError(f"cannot send to {self.name}: set stdin = pipe")
+        if not meant:
+            numbers = [f"{key} {n}" for key, n in (("wid", wid), ("pid", pid)) if n is not None]
+            which = f"process with {' and '.join(numbers)}" if numbers else "running process"
+            raise SysupError(f"cannot send to {self.name}: it has no {which}")
+        if not inputs:
+            raise SysupError(f"cannot send to {self.name}: it was started before stdin = pipe")
+        return inputs
+
     def check_age(self) -> None:
         """Begin to replace processes that are older than `max_age` allows."""
         spec, now = self.spec, self.board.loop.time()
@@ -508,6 +530,8 @@ class Watcher:
     def _on_exit(self, place: Place, body: Body) -> None:
         """The pidfd is readable: the process has ended, once and for all."""
         status = self.board.os.wait(body.process)
+        if body.stdin:
+            body.stdin.close()
         self.board.loop.remove_reader(body.process.pidfd)
         self.board.os.close(body.process)
         self.board.bodies.pop(body.process.pid, None)

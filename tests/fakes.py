@@ -108,6 +108,15 @@ class FakePump(Pump):
         return stream
 
 
+def kind(ours: int, theirs: int) -> str:
+    """What a descriptor is that a process gets: pipe, pts, null, or the daemon's own."""
+    if ours == theirs:
+        return "daemon's"
+    link = f"/proc/self/fd/{ours}"
+    path = os.readlink(link) if os.path.lexists(link) else "made up"
+    return "pts" if path.startswith("/dev/pts/") else path.removeprefix("/dev/").split(":")[0]
+
+
 class FakeLauncher(Launcher):
     """Spawns what the system says."""
 
@@ -122,7 +131,12 @@ class FakeLauncher(Launcher):
         fds: Mapping[int, int] | None = None,
         cgroup_fd: int = -1,
     ) -> Process:
-        return self.system.spawn(list(argv or ()), dict(env or {}), self.launch)
+        process = self.system.spawn(list(argv or ()), dict(env or {}), self.launch)
+        pairs = {**self.launch.fds, **(fds or {})}
+        if 0 in (fds or {}):
+            self.system.inputs[process.pid] = os.dup(pairs[0])
+        self.system.kinds[process.pid] = [kind(pairs[fd], fd) for fd in range(3)]
+        return process
 
 
 class System(OS):
@@ -132,6 +146,10 @@ class System(OS):
         self.loop, self.pump = loop, pump
         self.living: dict[int, Process] = {}
         self.born: dict[int, tuple[list[str], dict[str, str], Launch]] = {}
+        self.kinds: dict[int, list[str]] = {}
+        """What each had for its standard descriptors."""
+        self.inputs: dict[int, int] = {}
+        """Their ends of what is sent to them, which stay open."""
         self.sent: list[tuple[str, int, int]] = []
         """(what was signalled, its pid, the signal)."""
         self.limits: list[tuple[int, str, int | None, int | None]] = []

@@ -120,8 +120,9 @@ def test_used_sockets(options: dict[str, Any], names: list[str]) -> None:
     assert used_sockets(WatcherSpec("w", **options), ["api", "web"]) == names
 
 
-def test_a_failed_spawn_leaves_no_descriptor(world: World) -> None:
-    one = mould(world)
+@pytest.mark.parametrize("options", [{}, {"stdin": "pipe"}, {"stdin": "pipe", "pty": True}])
+def test_a_failed_spawn_leaves_no_descriptor(world: World, options: dict[str, Any]) -> None:
+    one = mould(world, **options)
     world.os.fails["web"] = "cannot execute web: no"
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(SysupError, match="cannot execute web: no"):
@@ -148,14 +149,87 @@ def test_no_process_without_its_pipes(world: World, monkeypatch: pytest.MonkeyPa
     assert world.os.born == {}
 
 
-def test_no_process_whose_pipes_cannot_be_read(world: World) -> None:
-    one = mould(world)
+@pytest.mark.parametrize("options", [{}, {"stdin": "pipe"}, {"stdin": "pipe", "pty": True}])
+def test_no_process_whose_pipes_cannot_be_read(world: World, options: dict[str, Any]) -> None:
+    one = mould(world, **options)
     before = len(os.listdir("/proc/self/fd"))
     world.pump.full = OSError(12, "Cannot allocate memory")
     with pytest.raises(SysupError, match="cannot make its pipes: Cannot allocate memory"):
         one.make(1)
     assert world.os.living == {}
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) == before + len(world.os.inputs)
+
+
+def test_no_process_whose_input_cannot_be_written(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    one = mould(world, stdin="pipe")
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(world.loop, "add_reader", scarce)
+    with pytest.raises(SysupError, match="cannot make its pipes: No space left on device"):
+        one.make(1)
+    assert world.os.living == {}
+    assert len(os.listdir("/proc/self/fd")) == before + len(world.os.inputs)
+
+
+def test_no_process_without_its_terminal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def scarce() -> None:
+        raise OSError(28, "No space left on device")
+
+    one = mould(world, pty=True)
+    monkeypatch.setattr(os, "openpty", scarce)
+    with pytest.raises(SysupError, match="cannot open a terminal: No space left on device"):
+        one.make(1)
+    assert world.os.born == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds", "streams"),
+    [
+        ({}, ["null", "pipe", "pipe"], 2),
+        ({"close_child_stdin": False}, ["daemon's", "pipe", "pipe"], 2),
+        ({"close_child_stdin": False, "stdin": "null"}, ["null", "pipe", "pipe"], 2),
+        ({"stdin": "pipe"}, ["pipe", "pipe", "pipe"], 2),
+        ({"pty": True}, ["null", "pts", "pts"], 1),
+        ({"pty": True, "stdin": "pipe"}, ["pts", "pts", "pts"], 1),
+        ({"pty": True, "close_child_stderr": True}, ["null", "pts", "null"], 1),
+        ({"pty": True, "stderr_stream": StreamSpec("E")}, ["null", "pts", "pipe"], 2),
+        (
+            {"pty": True, "stdout_stream": StreamSpec("E"), "stderr_stream": StreamSpec("E")},
+            ["null", "pts", "pts"],
+            1,
+        ),
+    ],
+)
+def test_what_the_standard_descriptors_are(
+    world: World, options: dict[str, Any], kinds: list[str], streams: int
+) -> None:
+    body = mould(world, **options).make(1)
+    assert world.os.kinds[101] == kinds
+    assert len(body.streams) == streams
+    assert (body.stdin is not None) == (options.get("stdin") == "pipe")
+    if body.stdin:
+        body.stdin.close()
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_terminal_s_input_ends_with_its_output(world: World, name: str) -> None:
+    one = mould(world, pty=True, stdin="pipe", stderr_stream=StreamSpec("E"))
+    body = one.make(1)
+    assert body.stdin
+    assert masters() == 1
+    world.pump.streams[101][[*FD].index(name)].end()
+    assert masters() == (0 if name == "stdout" else 1)
+    body.stdin.close()
+
+
+def masters() -> int:
+    """How many of our ends of terminals are open."""
+    links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return sum(os.readlink(link).endswith("/ptmx") for link in links if os.path.lexists(link))
 
 
 def test_a_stream_that_cannot_be_had_costs_no_sink(world: World) -> None:

@@ -157,6 +157,16 @@ def test_the_end_of_the_daemon_is_noticed(daemon: CannedDaemon, calling: Client)
         calling.call("quit")
 
 
+def test_what_the_daemon_would_not_read_is_not_sent(daemon: CannedDaemon, calling: Client) -> None:
+    daemon.replies["send"] = {}
+    too_long = f"cannot send: the request has .* bytes, at most {protocol.MAX_MESSAGE} are read"
+    with pytest.raises(CallError, match=too_long):
+        calling.call("send", text="x" * protocol.MAX_MESSAGE)
+    with pytest.raises(CallError, match=too_long):
+        calling.cast("send", text="x" * protocol.MAX_MESSAGE)
+    assert calling.call("send", text="x" * (protocol.MAX_MESSAGE - 200))["status"] == "ok"
+
+
 def test_a_client_outlives_the_daemon(daemon: CannedDaemon, calling: Client) -> None:
     daemon.replies["list"] = {"generation": 1}
     assert calling.call("list")["generation"] == 1

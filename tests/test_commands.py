@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import select
+import signal
 import warnings
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from sysup.commands import COMMANDS, RANK, Later, Properties, run
 from sysup.config import Role
 from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
+from sysup.stdin import LIMIT
 from sysup.watcher import Watcher
 from tests.world import World
 
@@ -27,7 +31,7 @@ ROLES = {
         *("status", "list", "numprocesses", "numwatchers", "options", "get", "globaloptions"),
         *("listsockets", "stats", "dstats", "version", "commands", "listen"),
     },
-    OPERATE: {"start", "stop", "restart", "reload", "incr", "decr", "signal", "kill"},
+    OPERATE: {"start", "stop", "restart", "reload", "incr", "decr", "signal", "send", "kill"},
     ADMIN: {"set", "add", "rm", "reloadconfig", "quit", "ipython"},
 }
 
@@ -220,6 +224,101 @@ def test_whatever_is_asked_only_sysup_errors_are_raised(
         warnings.simplefilter("ignore", DeprecationWarning)
         with contextlib.suppress(SysupError):
             json.dumps(drop(run(app, Request(command, properties), ADMIN)))
+
+
+# ---- sending -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cat(app: FakeApp) -> Iterator[Watcher]:
+    """A watcher of three processes that texts can be sent to."""
+    watcher = app.have("cat", numprocesses=3, stdin="pipe")
+    app.ask("start", name="cat")
+    yield watcher
+    for _, body in watcher.bodies:
+        assert body.stdin
+        body.stdin.close()
+
+
+def received(world: World) -> dict[int, bytes]:
+    """What each process got since the last look."""
+    return {pid: os.read(fd, 1 << 16) for pid, fd in world.os.inputs.items() if readable(fd)}
+
+
+def readable(fd: int) -> bool:
+    return bool(select.select([fd], [], [], 0)[0])
+
+
+@pytest.mark.parametrize(
+    ("properties", "data"),
+    [
+        ({"text": "one"}, b"one\n"),
+        ({"text": "one\n"}, b"one\n"),
+        ({"text": ""}, b"\n"),
+        ({"text": "one\ntwo", "newline": False}, b"one\ntwo"),
+        ({"text": "\0\u00e9\udcff", "newline": "no"}, b"\0\xc3\xa9\xff"),
+    ],
+)
+def test_what_is_sent(
+    app: FakeApp, world: World, cat: Watcher, properties: dict[str, Any], data: bytes
+) -> None:
+    reply = app.ask("send", OPERATE, name="CAT", **properties)
+    assert reply == {"bytes": len(data), "processes": 3}
+    assert received(world) == dict.fromkeys([104, 105, 106], data)
+
+
+def test_who_is_sent_to(app: FakeApp, world: World, cat: Watcher) -> None:
+    assert app.ask("send", name="cat", text="x", wid=2)["processes"] == 1
+    assert received(world) == {105: b"x\n"}
+    app.ask("send", name="cat", text="y", pid="106")
+    assert received(world) == {106: b"y\n"}
+    world.os.deaf.add(signal.SIGTERM)
+    cat.signal(signal.SIGUSR1)
+    world.begin(cat.kill(104, None, None))
+    assert app.ask("send", name="cat", text="z")["processes"] == 2
+    assert received(world) == {105: b"z\n", 106: b"z\n"}
+    app.ask("send", name="cat", text="z", wid=1)
+    assert received(world) == {104: b"z\n"}
+
+
+@pytest.mark.parametrize(
+    ("properties", "reason"),
+    [
+        ({"name": "web"}, "cannot send to web: set stdin = pipe"),
+        ({"name": "web", "wid": 1}, "cannot send to web: set stdin = pipe"),
+        ({"name": "idle"}, "cannot send to Idle: set stdin = pipe"),
+        ({"wid": 0}, "cannot send to cat: it has no process with wid 0"),
+        ({"wid": 1, "pid": 105}, "cannot send to cat: it has no process with wid 1 and pid 105"),
+        ({"text": None}, "message invalid 'text' is missing"),
+        ({"text": "\udc00"}, "message invalid 'text' has a lone surrogate"),
+        ({"wid": True}, "message invalid 'wid' isn't a whole number"),
+        ({"text": "x" * (LIMIT + 1)}, "cannot send to cat.1: the text has 1048578 bytes, 0 bytes"),
+    ],
+)
+def test_what_cannot_be_sent(
+    app: FakeApp, world: World, cat: Watcher, properties: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(SysupError) as refused:
+        app.ask("send", **{"name": "cat", "text": "x", **properties})
+    assert str(refused.value).startswith(reason)
+    assert received(world) == {}
+
+
+def test_the_dead_and_the_stopped_get_nothing(app: FakeApp, world: World, cat: Watcher) -> None:
+    world.os.die(105)
+    world.loop.settle()
+    assert app.ask("send", name="cat", text="x")["processes"] == 3  # one is new
+    assert received(world) == {104: b"x\n", 105: b"", 106: b"x\n", 107: b"x\n"}
+    app.ask("stop", name="cat")
+    with pytest.raises(SysupError, match="cannot send to cat: it has no running process"):
+        app.ask("send", name="cat", text="x")
+
+
+def test_a_pipe_comes_with_the_next_process(app: FakeApp, world: World) -> None:
+    web = app.watchers["web"]
+    web.spec = config.with_option(web.spec, "stdin", "pipe")
+    with pytest.raises(SysupError, match="cannot send to web: it was started before stdin = pipe"):
+        app.ask("send", name="web", text="x")
 
 
 # ---- what is -----------------------------------------------------------------------------

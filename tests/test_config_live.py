@@ -275,9 +275,12 @@ def test_what_a_file_says_is_got_and_can_be_set(data: st.DataObject) -> None:
         spec = config.watchers["web"]
     else:
         more = "copy_env = yes\n" if option.name == "copy_path" else ""
+        if text == "socket":
+            more = "stdin_socket = s\n[socket:s]\nport = 1\n[watcher:web]\n"
         spec = load(f"[watcher:web]\n{option.name} = {text}\n{more}cmd = x").watchers["web"]
     value = json.loads(json.dumps(get(spec, option.name)))
-    base = WatcherSpec("web", cmd="x", copy_env=spec.copy_env)
+    needed = spec.stdin_socket if spec.stdin == "socket" else None
+    base = WatcherSpec("web", cmd="x", copy_env=spec.copy_env, stdin_socket=needed)
     assert with_option(base, option.name, value) == spec
 
 

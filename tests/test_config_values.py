@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sysup.config import FlappingSpec, Restart, Rlimit, StopStage
-from tests.config_files import web, web_errors
+from tests.config_files import errors, load, web, web_errors
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,8 @@ def test_typed_values(line: str, field: str, value: object) -> None:
         ("args = 'x", "cannot split it: no closing quotation"),
         ("copy_path = yes", "needs copy_env = True"),
         ("stdin_socket = http", "there is no socket 'http'"),
+        ("stdin = file", "'file' is not one of null, pipe, socket"),
+        ("pty = yes\nclose_child_stdout = yes", "does not go with close_child_stdout: the term"),
         ("args = --fd $(circus.sockets.http)", "there is no socket 'http'"),
         ("stdout_stream.class = FileStrem", "unknown stream class 'FileStrem' (did you mean"),
         ("stdout_stream.filname = x", "unknown option (did you mean 'stdout_stream.filename'?)"),
@@ -105,3 +107,19 @@ def test_typed_values(line: str, field: str, value: object) -> None:
 def test_what_is_wrong_with_a_value(line: str, message: str) -> None:
     option = line.split("=")[0].strip()
     assert web_errors(line)[-1].startswith(f"3: [watcher:web] {option}: {message}")
+
+
+@pytest.mark.parametrize("word", ["null", "pipe"])
+def test_a_socket_goes_with_no_other_input(word: str) -> None:
+    found = errors(
+        f"[watcher:web]\ncmd = x\nstdin_socket = s\nstdin = {word}\n[socket:s]\nport = 1"
+    )
+    assert found == [f"3: [watcher:web] stdin_socket: does not go with stdin = {word}"]
+
+
+def test_an_input_that_is_a_socket_says_which() -> None:
+    assert web_errors("stdin = socket") == [
+        "1: [watcher:web] stdin_socket: missing: which socket is stdin = socket?"
+    ]
+    spec = load("[watcher:w]\ncmd = x\nstdin = Socket\nstdin_socket = s\n[socket:s]\nport = 1")
+    assert spec.watchers["w"].stdin == "socket"

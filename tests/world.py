@@ -99,7 +99,8 @@ class World:
         """Raises AssertionError when something went wrong in the loop meanwhile."""
         for process in self.os.living.values():
             os.close(process.pidfd)
-        os.close(self.board.setting.null)
+        for fd in (self.board.setting.null, *self.os.inputs.values()):
+            os.close(fd)
         os.close(self.pump.event)
         self.loop.close()
         assert self.loop.problems == []

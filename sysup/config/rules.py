@@ -146,9 +146,21 @@ def faults(spec: WatcherSpec, sockets: Collection[str] | None) -> Iterator[Fault
             yield Fault(name, "needs copy_env = True")
     if spec.virtualenv_py_ver and not spec.virtualenv:
         yield Fault("virtualenv_py_ver", "has no effect without virtualenv", Level.WARNING)
+    yield from _input_faults(spec)
     yield from _quoting_faults(spec)
     if sockets is not None:
         yield from _socket_faults(spec, sockets)
+
+
+def _input_faults(spec: WatcherSpec) -> Iterator[Fault]:
+    if spec.stdin == "socket" and not spec.stdin_socket:
+        yield Fault("stdin_socket", "missing: which socket is stdin = socket?")
+    if spec.stdin in ("null", "pipe") and spec.stdin_socket:
+        yield Fault("stdin_socket", f"does not go with stdin = {spec.stdin}")
+    if spec.pty and spec.close_child_stdout:
+        yield Fault("pty", "does not go with close_child_stdout: the terminal is standard output")
+    if spec.pty and spec.stdout_stream and spec.stdout_stream.cls == "JournalDirect":
+        yield Fault("pty", "does not go with JournalDirect: who reads a terminal is sysupd")
 
 
 def _quoting_faults(spec: WatcherSpec) -> Iterator[Fault]:

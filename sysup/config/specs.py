@@ -204,9 +204,24 @@ class WatcherSpec:
     stdin_socket: str | None = option(
         NAME, None, "the socket to be the standard input", impact=RELOAD
     )
+    stdin: str | None = option(
+        Choice("null", "pipe", "socket"),
+        None,
+        "what standard input is: /dev/null, a pipe that `sysupctl send` writes to, the "
+        "`stdin_socket`; default: as `stdin_socket` and `close_child_stdin` say",
+        impact=RELOAD,
+    )
     close_child_stdin: bool = option(FLAG, True, "standard input is /dev/null", impact=RELOAD)
     close_child_stdout: bool = option(FLAG, False, "standard output is /dev/null", impact=RELOAD)
     close_child_stderr: bool = option(FLAG, False, "standard error is /dev/null", impact=RELOAD)
+    pty: bool = option(
+        FLAG,
+        False,
+        "standard output is a terminal of its own, so that programs don't hold output back; so "
+        "is standard error, unless it has a stream that differs from that of standard output, "
+        "and standard input with `stdin = pipe`; 80 by 24, no echo, not the controlling terminal",
+        impact=RELOAD,
+    )
     nice: int | None = option(Whole(-20, 19), None, "scheduling priority", impact=RELOAD)
     oom_score_adj: int | None = option(
         Whole(-1000, 1000), None, "how readily the kernel kills it for memory", impact=RELOAD
@@ -227,8 +242,6 @@ class WatcherSpec:
     )
     after: tuple[str, ...] = option(Later(NAMES), (), "watchers to be ready before this starts")
     requires: tuple[str, ...] = option(Later(NAMES), (), "as `after`, and this stops with them")
-    pty: bool = option(Later(FLAG), False, "run on a terminal of its own", impact=RELOAD)
-    stdin: str | None = option(Later(TEXT), None, "what standard input is", impact=RELOAD)
     env_file: str | None = option(Later(PATH), None, "a file of variables", impact=RELOAD)
     env_dir: str | None = option(Later(PATH), None, "a file per variable", impact=RELOAD)
     credential: tuple[str, ...] = option(Later(NAMES), (), "secrets to pass on", impact=RELOAD)

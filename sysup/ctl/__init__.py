@@ -6,7 +6,9 @@ wait until it is done. `session` has what they share, `render` what they print.
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from contextlib import suppress
 from typing import Any
 
@@ -29,7 +31,7 @@ from sysup.ctl.session import (
     session,
 )
 from sysup.ctl.values import converted
-from sysup.protocol import event_name, split_topic
+from sysup.protocol import MAX_MESSAGE, event_name, split_topic
 
 PASS_ON = {"ignore_unknown_options": True}
 """Lets negative numbers be arguments."""
@@ -343,6 +345,46 @@ def signal_(name: str, pid_and_signal: tuple[str, ...], children: bool, recursiv
         recursive=recursive or None,
     )
     session().show(reply, "ok")
+
+
+@cli.command()
+@name_argument
+@click.argument("words", metavar="TEXT...", nargs=-1)
+@click.option("--wid", metavar="N", type=int, help="To the process in this slot alone.")
+@click.option("--pid", metavar="PID", type=int, help="To this process alone.")
+@click.option("--no-newline", is_flag=True, help="Don't end TEXT with a newline.")
+@click.option("--eof", is_flag=True, help="End the input after it; TEXT may be left out.")
+@wait_option
+def send(
+    name: str,
+    words: tuple[str, ...],
+    wid: int | None,
+    pid: int | None,
+    no_newline: bool,
+    eof: bool,
+    wait: bool,
+) -> None:
+    """Write TEXT to the standard input of a watcher's processes, if that is a pipe.
+
+    It goes to all that run, or to none, and ends with a newline. TEXT - is what sysupctl reads
+    from its own input. Words that begin with - stand after --. A terminal (pty = yes) takes
+    lines of at most 4095 bytes.
+    """
+    if not words and not eof:
+        raise click.UsageError("there is no TEXT")
+    # As many bytes as make the request too long, if there are so many, which is then told.
+    data = sys.stdin.buffer.read(MAX_MESSAGE) if words == ("-",) else os.fsencode(" ".join(words))
+    reply = session().call(
+        "send",
+        name=name,
+        text=data.decode("utf-8", "surrogateescape"),
+        wid=wid,
+        pid=pid,
+        newline=False if no_newline or not words else None,
+        eof=eof or None,
+        waiting=wait or None,
+    )
+    session().show(reply, render.sent(name, reply))
 
 
 @cli.command()

@@ -193,6 +193,12 @@ def scaled(name: str, reply: Mapping[str, Any]) -> str:
     return f"{clean(name)}: {count(reply['numprocesses'], 'process')}{note}"
 
 
+def sent(name: str, reply: Mapping[str, Any]) -> str:
+    """`web: 6 bytes to 2 processes`."""
+    sizes = count(reply["bytes"], "byte"), count(reply["processes"], "process")
+    return f"{clean(name)}: {' to '.join(sizes)}"
+
+
 EFFECTS = {
     "live": "changed",
     "scale": "changed, and processes started or stopped",

@@ -17,6 +17,7 @@ Tests of the modules above replace `OS` as a whole.
 from sysup.process.identity import Identity, identity
 from sysup.process.launch import CAPABILITIES, RLIMITS, Launch, Launcher, Process, SpawnError
 from sysup.process.system import MARKER, OS, become_subreaper, raise_nofile
+from sysup.process.terminal import open_terminal
 
 __all__ = [
     "CAPABILITIES",
@@ -30,5 +31,6 @@ __all__ = [
     "SpawnError",
     "become_subreaper",
     "identity",
+    "open_terminal",
     "raise_nofile",
 ]

@@ -156,6 +156,24 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {},
         "ok\n",
     ),
+    (
+        "send web hello 'my world'",
+        {"name": "web", "text": "hello my world", **WAIT},
+        {"bytes": 15, "processes": 2},
+        "web: 15 bytes to 2 processes\n",
+    ),
+    (
+        "send web --wid 2 --pid 812 --no-newline --eof --no-wait -- -x",
+        {"name": "web", "text": "-x", "wid": 2, "pid": 812, "newline": False, "eof": True},
+        {"bytes": 1, "processes": 1},
+        "web: 1 byte to 1 process\n",
+    ),
+    (
+        "send web --eof",
+        {"name": "web", "text": "", "newline": False, "eof": True, **WAIT},
+        {"bytes": 0, "processes": 1},
+        "web: 0 bytes to 1 process\n",
+    ),
     ("kill web", {"name": "web", **WAIT}, {}, "ok\n"),
     (
         "kill web 812 --signum quit --graceful_timeout 1.5 --no-wait",
@@ -394,6 +412,8 @@ def test_no_name_is_suggested_where_none_can_be_had(daemon: CannedDaemon, ctl: R
         (["incr", "web", "many"], "many"),
         (["incr"], "NAME"),
         (["set", "web", "cmd"], "no value for cmd"),
+        (["send", "web"], "there is no TEXT"),
+        (["send", "web", "--wid", "x", "hello"], "--wid"),
         (["signal", "web", "1", "2", "3"], "NAME [PID] SIGNAL"),
         (["signal", "web", "x", "HUP"], "NAME [PID] SIGNAL"),
         (["add", "--option", "cmd", "web", "x"], "cmd is not KEY=VALUE"),

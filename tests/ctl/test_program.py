@@ -142,6 +142,7 @@ def test_completion_knows_what_is_there(base: Path, daemon: CannedDaemon) -> Non
     daemon.replies["options"] = {"options": {"cmd": 1, "copy_env": 2, "uid": 3}}
     assert completed("sta") == ["status", "stats", "start"]
     assert completed("stop", "we") == ["web", "web2"]
+    assert completed("send", "we") == ["web", "web2"]
     assert completed("-a", "shop", "stop", "W") == ["web", "web2"]
     assert completed("-a", "s") == ["shop"]
     assert completed("get", "web", "c") == ["cmd", "copy_env"]
