@@ -297,7 +297,7 @@ static void take_piece(struct work *work, const char *text, size_t length, bool 
     if (stream->fate == FATE_KEPT)
         put_piece(work, text, length, piece);
     else
-        outlet_lose(stream, stream->fate, ends, length + ends);
+        outlet_lose(stream, stream->fate, ends || work->over, length + ends);
     if (ends)
         stream->fate = FATE_OPEN;
 }
