@@ -154,8 +154,6 @@ static int use(struct sink *sink, int fd)
 
 int file_open(struct sink *sink)
 {
-    if (!sink->file.path)
-        return 0;
     int directory = file_directory(&sink->file);
     if (directory < 0)
         return directory;
@@ -211,6 +209,16 @@ static int cannot_write(struct sink *sink, int error)
     return 0;
 }
 
+static void wrote(struct sink *sink, const char *data, size_t n)
+{
+    struct file *file = &sink->file;
+    file->size += n;
+    file->line_ends = data[n - 1] == '\n';
+    sink_took(sink, n);
+    if (file->options.flags & SINK_SYNC && atomic_exchange(&file->clean, false))
+        target_tell(&sink->target, PUMP_SINK_DIRTY, 0, false);
+}
+
 static int file_flush(struct sink *sink)
 {
     struct file *file = &sink->file;
@@ -230,14 +238,46 @@ static int file_flush(struct sink *sink)
             continue;
         if (n <= 0)
             return cannot_write(sink, n < 0 ? errno : EIO);
-        file->size += (size_t)n;
-        file->line_ends = data[n - 1] == '\n';
-        sink_took(sink, (size_t)n);
-        if (file->options.flags & SINK_SYNC && atomic_exchange(&file->clean, false))
-            target_tell(&sink->target, PUMP_SINK_DIRTY, 0, false);
+        wrote(sink, data, (size_t)n);
     }
     unwatch(sink);
     return 0;
+}
+
+/* The rest of a line that a full disk or the like has cut. */
+static int finish_line(struct sink *sink)
+{
+    struct file *file = &sink->file;
+    while (!file->line_ends && sink_holds(sink)) {
+        const char *data = sink->batch->data + sink->batch->begin;
+        const char *newline = memchr(data, '\n', sink_holds(sink));
+        ssize_t n = write_some(file, data, newline ? (size_t)(newline + 1 - data) : sink_holds(sink));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -EIO;
+        wrote(sink, data, (size_t)n);
+    }
+    return 0;
+}
+
+/* After a failure, or on request: afresh, but not in the midst of a line that the old file
+ * still takes or will take. */
+static int file_open_again(struct sink *sink)
+{
+    struct file *file = &sink->file;
+    bool insists = sink->insists;
+    sink->insists = false;
+    if (!file->path)
+        return 0;
+    if (file->fd >= 0 && file->rotates && !file->line_ends && sink_holds(sink)) {
+        int rc = finish_line(sink);
+        if (rc == 0 && !file->line_ends)
+            return 0;
+        if ((rc == -ENOSPC || rc == -EDQUOT) && !insists)
+            return rc;
+    }
+    return file_open(sink);
 }
 
 static int file_rest(struct sink *sink)
@@ -285,7 +325,7 @@ static void file_free(struct sink *sink)
 static const struct sink_kind file_kind = {
     .flush = file_flush,
     .rest = file_rest,
-    .open = file_open,
+    .open = file_open_again,
     .set = file_set,
     .close = file_close,
     .free = file_free,

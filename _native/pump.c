@@ -223,7 +223,6 @@ void pump_unwatch(struct pump *pump, int fd)
 
 static void serve_requests(struct pump *pump)
 {
-    eventfd_clear(pump->wake);
     pthread_mutex_lock(&pump->lock);
     if (pump->stop_asked && !pump->stopping) {
         pump->stopping = true;
@@ -241,9 +240,16 @@ static void serve_requests(struct pump *pump)
     }
 }
 
-static void dispatch(struct pump *pump, const struct epoll_event *events, int n)
+static bool is_asked(const struct epoll_event *events, int n)
 {
-    bool asked = false;
+    for (int i = 0; i < n; i++)
+        if (!events[i].data.ptr)
+            return true;
+    return false;
+}
+
+static void dispatch(struct pump *pump, const struct epoll_event *events, int n, bool asked)
+{
     pump->turn_reads = 0;
     pump->turn_bytes = 0;
     pump->turn_fullest = 0;
@@ -367,9 +373,16 @@ static void *run(void *argument)
     for (;;) {
         int64_t slept = clock_ns();
         int n = wait_for_events(pump, events);
+        bool asked = is_asked(events, n);
+        if (asked) {
+            /* Look again once it is cleared: who asks later wakes us anew, and who asked
+             * before finds all done that was there to do when he did. */
+            eventfd_clear(pump->wake);
+            n = epoll_wait(pump->epoll, events, TURN_EVENTS, 0);
+        }
         pump->now = clock_ns();
         atomic_fetch_add_explicit(&pump->turns, 1, memory_order_relaxed);
-        dispatch(pump, events, n);
+        dispatch(pump, events, n, asked);
         work_agenda(pump);
         if (pump->stopping && (!pump->targets || pump->now >= pump->stop_at))
             break;

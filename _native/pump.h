@@ -261,6 +261,7 @@ struct sink {
     uint64_t max_held;
     uint32_t streams;        /* not yet ended; under the lock */
     bool refuses;            /* sink_close was called; under the lock */
+    bool insists;            /* its owner wants it opened afresh, whatever it costs */
     bool closing;
     struct block *batch;     /* what is to be written; NULL: nothing */
     uint64_t appended;       /* bytes ever put into the batch ... */

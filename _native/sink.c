@@ -302,6 +302,7 @@ void sink_turn(struct sink *sink)
 
 static void reopen(struct sink *sink)
 {
+    sink->insists = true;
     sink_flush(sink);
     if (sink->state == SINK_FAILED) {
         sink_schedule(sink, 0);

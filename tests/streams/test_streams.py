@@ -313,3 +313,11 @@ def test_a_descriptor_that_cannot_be_read_stays_the_callers(house: House, tmp_pa
         with pytest.raises(PermissionError):
             house.pump.add(plain.fileno(), 1, sink)
         os.fstat(plain.fileno())
+
+
+def test_whoever_asks_for_a_turn_gets_one(house: House, tmp_path: Path) -> None:
+    """Also in the moment when the pump serves another request."""
+    sink = house.file(tmp_path / "log")
+    for _ in range(2000):
+        sink.reopen()
+        house.turn()
