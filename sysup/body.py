@@ -32,6 +32,7 @@ from sysup.config import StreamSpec, WatcherSpec
 from sysup.process import MARKER, OS, Launch, Process, identity
 from sysup.protocol import SysupError
 from sysup.streams import Pump, Sink, Stream, StreamName, open_sink
+from sysup.taps import Taps
 
 log = logging.getLogger("sysup.body")
 
@@ -46,6 +47,19 @@ LOOK_SHARE = 5
 OUTPUT_LINES = 10
 FD = {"stdout": 1, "stderr": 2}
 
+OnLoss = Callable[[Mapping[str, int | str]], None]
+"""Told what of the output of a stream was left out: `stream`, `dropped_lines`, `dropped_bytes`,
+`suppressed_lines`, `suppressed_bytes`, and `wid` where it is of one process."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a process ended: its status, what that means, and when (of the loop's clock)."""
+
+    exit_code: int | None
+    reason: str
+    time: float
+
 
 @dataclass
 class Body:
@@ -59,6 +73,9 @@ class Body:
     tree_empty: bool = False
     on_output: list[Callable[[str], None]] = field(default_factory=list)
     on_released: Callable[[int], None] | None = None
+    output: str = ""
+    """The newest lines that it wrote, once they were told."""
+    death: Death | None = None
 
     @property
     def read_out(self) -> bool:
@@ -72,6 +89,7 @@ class Body:
         tails = [stream.tail().decode("utf-8", "replace").splitlines() for stream in self.streams]
         share = OUTPUT_LINES // max(1, sum(1 for tail in tails if tail))
         output = "\n".join(line for tail in tails for line in tail[-share:])
+        self.output = output
         waiting, self.on_output = self.on_output, []
         for tell in waiting:
             tell(output)
@@ -83,6 +101,7 @@ class Setting:
 
     os: OS
     pump: Pump
+    taps: Taps = field(default_factory=Taps)
     circus: bool = False
     sockets: Mapping[str, int] = field(default_factory=dict)
     socket_problems: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +119,8 @@ class Mould:
     Args:
         on_read_out: told of a body when one of its pipes was read to the end.
         on_sink: told why output can't be written, and None when it can again.
+        on_loss: told of output that was left out.
+        on_rotated: told the path of a file that was rotated.
     """
 
     _serials = itertools.count(1)
@@ -111,11 +132,15 @@ class Mould:
         spec: WatcherSpec,
         on_read_out: Callable[[Body], None],
         on_sink: Callable[[str | None], None],
+        on_loss: OnLoss,
+        on_rotated: Callable[[str], None],
     ) -> None:
         self._setting = setting
         self._spec = spec
         self._on_read_out = on_read_out
         self._on_sink = on_sink
+        self._on_loss = on_loss
+        self._on_rotated = on_rotated
         self._sinks: dict[StreamName, Sink] = {}
         self._launcher = setting.os.launcher(self._launch())
         try:
@@ -128,6 +153,11 @@ class Mould:
     def problem(self) -> str:
         """Why output can't be written at present; empty if it can."""
         return "; ".join(sink.failure for sink in self._sinks.values() if sink.failure)
+
+    @property
+    def sinks(self) -> Mapping[StreamName, Sink]:
+        """Where each stream goes."""
+        return self._sinks
 
     def close(self) -> None:
         """Let go of the sinks; what is still being read into them is read to its end."""
@@ -150,7 +180,7 @@ class Mould:
                 fds={FD[name]: fd for name, fd in writing.items()},
             )
             body = Body(serial, process, marker, [])
-            self._read(body, reading)
+            self._read(body, wid, reading)
         except OSError as error:
             raise SysupError(f"cannot make its pipes: {error.strerror}") from None
         finally:
@@ -158,7 +188,7 @@ class Mould:
                 os.close(fd)
         return body
 
-    def _read(self, body: Body, reading: dict[StreamName, int]) -> None:
+    def _read(self, body: Body, wid: int, reading: dict[StreamName, int]) -> None:
         """Hand the pipes to the pump. Where one can't be read, there is to be no process:
         it becomes a stranger, which the daemon reaps. Raises OSError."""
         process, system = body.process, self._setting.os
@@ -168,15 +198,22 @@ class Mould:
                     reading[name],
                     process.pid,
                     sink,
+                    name=name,
+                    wid=wid,
                     tail=TAIL,
-                    on_eof=lambda stream: self._on_read_out(body),
+                    on_eof=lambda stream: self._ended(body, stream),
                 )
                 del reading[name]
                 body.streams.append(stream)
+                self._setting.taps.enter(stream, self._spec.name, wid)
         except OSError:
             system.signal(process, signal.SIGKILL)
             system.close(process)
             raise
+
+    def _ended(self, body: Body, stream: Stream) -> None:
+        self._setting.taps.leave(stream)
+        self._on_read_out(body)
 
     def _launch(self) -> Launch:
         """All that does not differ from process to process."""

@@ -20,7 +20,7 @@ KILL = signal.SIGKILL
 
 def mould(world: World, **options: Any) -> Mould:
     spec = WatcherSpec("web", **{"cmd": "web", **options})
-    return Mould(world.board.setting, spec, world.board.remains.check, lambda reason: None)
+    return Mould(world.board.setting, spec, world.board.remains.check, *[lambda told: None] * 3)
 
 
 def dead(world: World, **options: Any) -> Body:

@@ -44,12 +44,19 @@ class FakeControl:
         self.taken = set()
         self.served: dict[str, Role | None] = {}
         self.closed = False
+        self.hidden: set[str] = set()
+        self.events = SimpleNamespace(publish=self.publish, publish_output=lambda *message: None)
 
     def serve(self, endpoint: str, role: Role, mode: int = 0o600, group: int = -1) -> None:
         self._bind(endpoint, role)
 
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
         self._bind(endpoint, None)
+
+    def publish_outside(self, endpoint: str, *, hidden: bool) -> None:
+        self._bind(endpoint, None)
+        if hidden:
+            self.hidden.add(endpoint)
 
     def _bind(self, endpoint: str, role: Role | None) -> None:
         if endpoint in self.taken:

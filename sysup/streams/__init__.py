@@ -14,6 +14,6 @@ descriptor: `loop.add_reader(pump.fileno(), pump.dispatch)`. Callbacks must not 
 """
 
 from sysup.streams.classes import StreamName, open_sink
-from sysup.streams.pump import OnEof, OnState, Pump, Sink, Stream
+from sysup.streams.pump import OnEof, OnState, OnTap, Pump, Sink, Stream
 
-__all__ = ["OnEof", "OnState", "Pump", "Sink", "Stream", "StreamName", "open_sink"]
+__all__ = ["OnEof", "OnState", "OnTap", "Pump", "Sink", "Stream", "StreamName", "open_sink"]

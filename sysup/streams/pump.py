@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,9 @@ from sysup.streams.places import Place, Places, check
 OnEof = Callable[["Stream"], None]
 OnState = Callable[["Sink", str | None], None]
 """Told why a sink fails ("cannot write ..."), and None when it works again."""
+
+OnTap = Callable[["Stream", bytes, int], None]
+"""Told what a tapped stream has read, and how many bytes before it were missed."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,23 @@ class Stream:
         self._last_tail = b""
         self._last_bytes = 0
         self._native: Any = ffi.NULL
+        self.name = "stdout"
+        self.tapped = 0
+        """Position (as `bytes_read`) of the end of what `Pump.on_tap` was last given."""
+        self._on_tap: Callable[[bool], None] = lambda on: None
+
+    def tap(self, on: bool) -> None:
+        """Have its output copied live, from here on, to `Pump.on_tap`."""
+        self._on_tap(on)
+
+    def tail_at(self) -> tuple[bytes, int]:
+        """The newest output, and the position (as `bytes_read`) of its end."""
+        before = self.bytes_read
+        while True:
+            tail, at = self.tail(), self.bytes_read
+            if at == before:
+                return tail, at
+            before = at
 
     @property
     def bytes_read(self) -> int:
@@ -97,6 +119,14 @@ class Sink:
         """Why nothing can be written there now, or None. The processes wait meanwhile."""
         return self._place.failure
 
+    @property
+    def can_rotate(self) -> bool:
+        """Whether it is a file that may be rotated."""
+        return isinstance(self._place.key, str)
+
+    def rotate(self) -> None:
+        """Rotate the file now, at the next line's end."""
+
     def reopen(self) -> None:
         """Open the file again by its name, at once."""
         self._place.reopen()
@@ -120,6 +150,9 @@ class Pump:
         self.places = Places(self.native)
         self._streams: dict[int, Stream] = {}
         self._events = ffi.new("struct pump_event[]", 256)
+        self.on_tap: OnTap | None = None
+        self._tapped: set[Stream] = set()
+        self._ticks: threading.Thread | None = None
 
     def fileno(self) -> int:
         """A descriptor that is readable while `dispatch` has something to do."""
@@ -127,16 +160,54 @@ class Pump:
 
     def dispatch(self) -> None:
         """Call the callbacks of what has happened, at most 256 of them."""
+        for stream in list(self._tapped):
+            self._tell_tapped(stream)
         taken = lib.pump_take(self.native, self._events, len(self._events))
         for event in self._events[0:taken]:
             if event.kind == lib.PUMP_STREAM_EOF:
+                self._tell_tapped(self._streams[event.id])
                 self._streams.pop(event.id)._end(event.error)
             else:
                 self.places.handle(event.id, event.kind, event.error)
         self.places.attend()
 
+    def _tap(self, stream: Stream, on: bool) -> None:
+        """A stand-in: what the tail still holds is looked for again and again."""
+        if not on or stream.ended:
+            self._tapped.discard(stream)
+        elif stream not in self._tapped:
+            stream.tapped = stream.bytes_read
+            self._tapped.add(stream)
+            if self._ticks is None:
+                self._ticks = threading.Thread(target=self._tick, daemon=True)
+                self._ticks.start()
+
+    def _tick(self) -> None:
+        while self._tapped:
+            time.sleep(0.01)
+            os.eventfd_write(lib.pump_eventfd(self.native), 1)
+        self._ticks = None
+
+    def _tell_tapped(self, stream: Stream) -> None:
+        if stream not in self._tapped:
+            return
+        tail, at = stream.tail_at()
+        new = at - stream.tapped
+        if new:
+            stream.tapped = at
+            if self.on_tap:
+                self.on_tap(stream, tail[-new:], max(0, new - len(tail)))
+
     def add(
-        self, fd: int, pid: int, sink: Sink, *, tail: int = 0, on_eof: OnEof | None = None
+        self,
+        fd: int,
+        pid: int,
+        sink: Sink,
+        *,
+        name: str = "stdout",
+        wid: int = 0,
+        tail: int = 0,
+        on_eof: OnEof | None = None,
     ) -> Stream:
         """Read `fd`, the pipe of a process, into `sink` until its end.
 
@@ -156,6 +227,8 @@ class Pump:
         native = ffi.new("struct stream **")
         check(lib.pump_add(self.native, fd, stream.id, pid, place.native, style, tail, native))
         stream._native = native[0]
+        stream.name = name
+        stream._on_tap = lambda on: self._tap(stream, on)
         self._streams[stream.id] = stream
         place.enter()
         return stream
@@ -180,6 +253,9 @@ class Pump:
         be written. The last callbacks are called before it returns.
         """
         until = time.monotonic() + timeout
+        self._tapped.clear()
+        if self._ticks:
+            self._ticks.join()
         lost = lib.pump_stop(self.native, round(timeout * 1000))
         if lost < 0:
             return 0  # it hangs in a system call: nothing is known, nothing can be freed
