@@ -127,14 +127,9 @@ class Printer:
         if line := self._unfinished.pop(source, b""):
             self._write_line(source, line)
 
-    def finish_all(self) -> None:
-        """Nothing more comes at all."""
-        for source in list(self._unfinished):
-            self.finish(source)
-
 
 class Follower:
-    """Prints what it is told, once, or as JSON where that is asked for."""
+    """Prints each byte of what it is told once, or as JSON where that is asked for."""
 
     def __init__(self, here: Session, name: str, tails: list[dict[str, Any]]) -> None:
         self._here = here
@@ -146,8 +141,11 @@ class Follower:
             self.take(told)
 
     def take(self, told: Mapping[str, Any]) -> None:
-        """Print what is new in a message."""
-        missed, data = self._seam.take(told)
+        """Print what is new in a message. Raises SysupError for one of another shape."""
+        try:
+            missed, data = self._seam.take(told)
+        except (LookupError, TypeError, ValueError):
+            raise SysupError(f"cannot read a message of {self._name}'s output") from None
         if self._here.json or self._here.prettify:
             if missed or data:
                 line = {**told, "data": protocol.pack(data), "missed": missed}
@@ -167,10 +165,6 @@ class Follower:
         for told in tails:
             begin = told["at"] - len(protocol.unpack(told["data"]))
             self.take({**told, "missed": begin} if self._seam.is_new(told) else told)
-
-    def finish(self) -> None:
-        """Print unfinished lines."""
-        self._printer.finish_all()
 
 
 # ---- tail --------------------------------------------------------------------------------
@@ -205,7 +199,10 @@ def tail(name: str, which: tuple[str, ...], follow: bool, lines: int) -> None:
     if here.json or here.prettify:
         here.show(reply, ())
     else:
-        Follower(here, name, reply["tails"]).finish()
+        printer = Printer(name, map(source_of, reply["tails"]), sys.stdout.isatty())
+        for told in reply["tails"]:
+            printer.write(source_of(told), protocol.unpack(told["data"]))
+            printer.finish(source_of(told))
 
 
 def _which(words: tuple[str, ...]) -> tuple[int | None, str | None]:

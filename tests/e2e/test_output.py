@@ -245,7 +245,7 @@ def circus_consumer(endpoint: str) -> Iterator[Callable[[Daemon], bytes]]:
 
 def printed(daemon: Daemon, *args: str) -> bytes:
     """What sysupctl prints, to the byte."""
-    command = [PROGRAMS / "sysupctl", "-a", "app", *args]
+    command = [str(PROGRAMS / "sysupctl"), "-a", "app", *args]
     return subprocess.run(command, env=daemon.env, stdout=subprocess.PIPE, check=True).stdout
 
 
