@@ -44,6 +44,14 @@ it. Control characters in what processes wrote are spelled out. `--json` prints 
 reply as it came, in one line, also if it is a refusal; `--prettify` indents it. Errors go to
 standard error: `error: REASON`.
 
+## Following output
+
+`tail -f` prints each byte once: the last lines, then what follows, also over a restart of a process
+or of the daemon. What it can't have is told on standard error, to the byte: `web.1 stdout: 4096
+bytes missed`; so it is where a reader is slower than the writer, for no process waits for one. It
+needs the app's own socket, as no other carries output. Where a watcher has several streams each
+line begins with `NAME.WID stdout | `. Name WID and stream, and a pipe gets its exact bytes.
+
 ## Waiting
 
 Commands that change something end when it is done, and say what was: up to 600 seconds, or
@@ -59,7 +67,7 @@ meanwhile, sysupctl notices. `--waiting`, which circusctl needs for it, is taken
 | 2 | wrong usage |
 | 3 | of `status` alone: something that is wanted does not run |
 | 4 | the daemon can't be reached or did not answer in time; of `status`: there is no such watcher |
-| 130 | interrupted by Ctrl-C (`listen` ends with 0) |
+| 130 | interrupted by Ctrl-C (`listen` and `tail -f` end with 0) |
 
 A watcher that somebody stopped, or that doesn't start by itself, isn't wanted; asked for by name
 it is.
@@ -86,17 +94,26 @@ def _common() -> Iterator[str]:
 
 def _commands() -> Iterator[str]:
     yield "## Commands\n"
-    for command in cli.commands.values():
-        assert isinstance(command, Command)
-        yield f"### {command.name}\n"
-        yield f"    sysupctl {_usage(command)}\n"
+    for path, command in _leaves("", cli):
+        yield f"### {path}\n"
+        yield f"    sysupctl {_usage(path, command)}\n"
         yield f"{inspect.cleandoc(command.help or '')}\n"
         own = [param for param in command.params if param not in command.common]
         yield from _options([param for param in own if isinstance(param, click.Option)])
 
 
-def _usage(command: Command) -> str:
-    words = [command.name or ""]
+def _leaves(path: str, group: click.Group) -> Iterator[tuple[str, Command]]:
+    """The commands in a group and those below it, by what is typed for each."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from _leaves(f"{path}{name} ", command)
+        else:
+            assert isinstance(command, Command)
+            yield path + name, command
+
+
+def _usage(path: str, command: Command) -> str:
+    words = [path]
     if any(isinstance(p, click.Option) and p not in command.common for p in command.params):
         words.append("[OPTIONS]")
     for param in command.params:

@@ -34,6 +34,7 @@ from sysup.process import MARKER, OS, Launch, Process, identity, open_terminal
 from sysup.protocol import SysupError
 from sysup.stdin import Input
 from sysup.streams import Direct, Losses, Pump, Sink, Source, Stream, StreamName, open_sink
+from sysup.taps import Taps
 
 log = logging.getLogger("sysup.body")
 
@@ -47,6 +48,19 @@ LOOK_SHARE = 5
 """A look that took t seconds is not repeated within LOOK_SHARE * t."""
 OUTPUT_LINES = 10
 FD = {"stdout": 1, "stderr": 2}
+
+OnLoss = Callable[[Mapping[str, int | str]], None]
+"""Told what of the output of a stream was left out: `stream`, `dropped_lines`, `dropped_bytes`,
+`suppressed_lines`, `suppressed_bytes`, and `wid` where it is of one process."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a process ended: its status, what that means, and when (of the loop's clock)."""
+
+    exit_code: int | None
+    reason: str
+    time: float
 
 
 @dataclass
@@ -66,6 +80,9 @@ class Body:
     tree_empty: bool = False
     on_output: list[Callable[[str], None]] = field(default_factory=list)
     on_released: Callable[[int], None] | None = None
+    output: str = ""
+    """The newest lines that it wrote, once they were told."""
+    death: Death | None = None
 
     @property
     def read_out(self) -> bool:
@@ -79,6 +96,7 @@ class Body:
         tails = [stream.tail().decode("utf-8", "replace").splitlines() for stream in self.streams]
         share = OUTPUT_LINES // max(1, sum(1 for tail in tails if tail))
         output = "\n".join(line for tail in tails for line in tail[-share:])
+        self.output = output
         waiting, self.on_output = self.on_output, []
         for tell in waiting:
             tell(output)
@@ -92,6 +110,7 @@ class Setting:
     os: OS
     pump: Pump
     app: str = ""
+    taps: Taps = field(default_factory=Taps)
     circus: bool = False
     sockets: Mapping[str, int] = field(default_factory=dict)
     socket_problems: Mapping[str, str] = field(default_factory=dict)
@@ -110,6 +129,7 @@ class Mould:
         on_read_out: told of a body when one of its pipes was read to the end.
         on_sink: told why output can't be written, and None when it can again.
         on_loss: told how many lines of a stream ("stdout", "stderr") were left out.
+        on_rotated: told the path of a file that was rotated.
     """
 
     _serials = itertools.count(1)
@@ -121,13 +141,15 @@ class Mould:
         spec: WatcherSpec,
         on_read_out: Callable[[Body], None],
         on_sink: Callable[[str | None], None],
-        on_loss: Callable[[StreamName, Losses], None] = lambda name, losses: None,
+        on_loss: Callable[[StreamName, Losses], None],
+        on_rotated: Callable[[str], None],
     ) -> None:
         self._setting = setting
         self._spec = spec
         self._on_read_out = on_read_out
         self._on_sink = on_sink
         self._on_loss = on_loss
+        self._on_rotated = on_rotated
         self._sinks: dict[StreamName, Sink | Direct] = {}
         self._who = identity(spec.uid, spec.gid, spec.groups)
         self._launcher = setting.os.launcher(self._launch())
@@ -141,6 +163,11 @@ class Mould:
     def problem(self) -> str:
         """Why output can't be written at present; empty if it can."""
         return "; ".join(sink.failure for sink in self._sinks.values() if sink.failure)
+
+    @property
+    def sinks(self) -> Mapping[StreamName, Sink | Direct]:
+        """Where each stream goes."""
+        return self._sinks
 
     def close(self) -> None:
         """Let go of the sinks; what is still being read into them is read to its end."""
@@ -209,6 +236,7 @@ class Mould:
                 )
                 del ours[name]
                 body.streams.append(stream)
+                self._setting.taps.enter(stream, self._spec.name, body.wid)
             if "stdin" in ours:
                 slot = f"{self._spec.name}.{body.wid}"
                 body.stdin = Input(setting.loop, ours["stdin"], slot, terminal=self._spec.pty)
@@ -218,10 +246,11 @@ class Mould:
             setting.os.close(process)
             raise
 
-    def _on_eof(self, body: Body, name: StreamName, _: Stream) -> None:
+    def _on_eof(self, body: Body, name: StreamName, stream: Stream) -> None:
         """A pipe was read to its end; the end of a terminal's output is that of its input."""
         if body.stdin and self._spec.pty and name == "stdout":
             body.stdin.close()
+        self._setting.taps.leave(stream)
         self._on_read_out(body)
 
     def _launch(self) -> Launch:
@@ -286,6 +315,7 @@ class Mould:
                     source,
                     lambda sink, reason: self._on_sink(reason),
                     partial(self._lost, name),
+                    lambda sink: self._on_rotated(sink.name),
                 )
 
     def _lost(self, name: StreamName, sink: Sink, losses: Losses) -> None:

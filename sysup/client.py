@@ -18,6 +18,7 @@ import os
 import socket
 import stat
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any
@@ -391,12 +392,12 @@ class Subscription:
     """Events, as an iterator of (topic, payload) which ends never.
 
     What is published before the daemon has seen the subscription, some milliseconds after
-    this object is made, is not received; nor is what happens while the daemon restarts,
-    after which the connection comes back by itself.
+    this object is made, is not received: see `wait_until_heard`. Nor is what happens while
+    the daemon restarts, after which the connection comes back by itself.
 
     Args:
         endpoint: where the daemon publishes.
-        topics: beginnings of the topics wanted, as `watcher.web.`; "" is all.
+        topics: beginnings of the topics wanted, as `watcher.web.`; "" is all events.
         context: the ZeroMQ context to use; by default the process's own.
     """
 
@@ -407,6 +408,11 @@ class Subscription:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self.times_heard = 0
+        """How often the daemon has taken note of the subscription, once `wait_until_heard` asked
+        for it: once, and again after each reconnection."""
+        self._echo = f"{protocol.ECHO}{os.urandom(8).hex()}".encode()
+        self._early: deque[list[bytes]] = deque()
         self._socket = (context or zmq.Context.instance()).socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         for topic in topics:
@@ -433,18 +439,48 @@ class Subscription:
             if event is not None:
                 return event
 
-    def receive(self, timeout: float | None) -> tuple[str, Any] | None:
-        """The next event; None when none comes within `timeout` seconds (None: for ever).
+    def wait_until_heard(self, timeout: float) -> bool:
+        """Wait until the daemon has seen the subscription: what it publishes then is received.
 
-        Raises SysupError for a message of another shape; listening can go on.
+        False if that takes longer than `timeout` seconds, or the daemon doesn't tell: only
+        sysupd does, at the app's own endpoint.
         """
-        if not self._socket.poll(None if timeout is None else int(timeout * 1000)):
+        self._socket.setsockopt(zmq.SUBSCRIBE, self._echo)
+        until = time.monotonic() + timeout
+        while not self.times_heard:
+            if not self._socket.poll(max(0, int((until - time.monotonic()) * 1000))):
+                return False
+            frames = self._socket.recv_multipart()
+            if not self._is_echo(frames):
+                self._early.append(frames)
+        return True
+
+    def receive(self, timeout: float | None) -> tuple[str, Any] | None:
+        """The next event.
+
+        None when none comes within `timeout` seconds (None: for ever), and each time that
+        `times_heard` grows. Raises SysupError for a message of another shape; listening can
+        go on.
+        """
+        if self._early:
+            frames = self._early.popleft()
+        elif self._socket.poll(None if timeout is None else int(timeout * 1000)):
+            frames = self._socket.recv_multipart()
+            if self._is_echo(frames):
+                return None
+        else:
             return None
         try:
-            topic, payload = self._socket.recv_multipart()
+            topic, payload = frames
             return topic.decode("utf-8", "replace"), json.loads(payload)
         except ValueError as error:
             raise SysupError(f"cannot read an event of {self.endpoint}: {error}") from None
+
+    def _is_echo(self, frames: list[bytes]) -> bool:
+        if frames[0] != self._echo:
+            return False
+        self.times_heard += 1
+        return True
 
     def close(self) -> None:
         """Stop listening."""

@@ -15,8 +15,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-from sysup import __version__, config
+from sysup import __version__, config, outputs
 from sysup.config import Role
+from sysup.events import HIDDEN
 from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.stdin import send as send_text
@@ -105,6 +106,24 @@ class Properties:
             value = -1.0
         if not 0 <= value < 1e9:
             raise MessageError(f"message invalid '{key}' isn't a number of seconds")
+        return value
+
+    def number(self, key: str, default: int | None = None) -> int | None:
+        """A whole number that may be missing, not below 0."""
+        if key not in self:
+            return default
+        value = self.integer(key)
+        if value < 0:
+            raise MessageError(f"message invalid '{key}' is below 0")
+        return value
+
+    def one_of(self, key: str, *words: str) -> str | None:
+        """One of the words; None if it is not there."""
+        if key not in self:
+            return None
+        value = self.text(key)
+        if value not in words:
+            raise MessageError(f"message invalid '{key}' isn't {' or '.join(words)}")
         return value
 
     def flag(self, key: str, default: bool = False) -> bool:
@@ -249,12 +268,37 @@ def status(app: App, p: Properties) -> Reply:
     """The state of a watcher, or of all."""
     if "name" in p:
         watcher = find(app, p.text("name"))
-        return {"status": watcher.state, "watchers": {watcher.name: watcher.describe()}}
+        told = {watcher.name: seen(watcher.describe(), p.role)}
+        return {"status": watcher.state, "watchers": told}
     watchers = app.watchers.values()
     return {
         "statuses": {w.name: w.state for w in watchers},
-        "watchers": {w.name: w.describe() for w in watchers},
+        "watchers": {w.name: seen(w.describe(), p.role) for w in watchers},
     }
+
+
+@command(Role.READ)
+def show(app: App, p: Properties) -> Reply:
+    """All that is known of a watcher."""
+    report = outputs.show(find(app, p.text("name")))
+    report["options"] = visible(report["options"], p.role)
+    return {"watcher": seen(report, p.role)}
+
+
+def seen(report: dict[str, Any], role: Role) -> dict[str, Any]:
+    """What a role may see of a report on a watcher: output may hold secrets."""
+    return outputs.hidden(report, HIDDEN) if role is Role.READ else report
+
+
+@command(Role.OPERATE)
+def tail(app: App, p: Properties) -> Reply:
+    """The last lines that processes of a watcher wrote."""
+    watcher, wid = find(app, p.text("name")), p.number("wid")
+    stream, lines = p.one_of("stream", "stdout", "stderr"), p.number("lines", 10)
+    tails = outputs.tails(watcher, wid, stream, lines or 0)
+    if wid is not None and not tails and wid not in watcher.newest:
+        raise MessageError(f"there is no process {wid} of {watcher.name}")
+    return {"tails": tails}
 
 
 @command(Role.READ)
@@ -478,6 +522,16 @@ def kill(app: App, p: Properties) -> Later:
     signum = p.signum("signum") if "signum" in p else None
     watcher = find(app, p.text("name"))
     return Later(_then(watcher.kill(p.pid(), signum, p.seconds("graceful_timeout")), _nothing))
+
+
+@command(Role.OPERATE)
+def logs(app: App, p: Properties) -> Reply:
+    """Reopen the files that output goes to, or rotate those of a watcher."""
+    if p.one_of("action", "reopen", "rotate") == "rotate":
+        return {"files": outputs.rotate(find(app, p.text("name")))}
+    p.text("action")
+    watchers = [find(app, p.text("name"))] if "name" in p else app.watchers.values()
+    return {"files": sorted({path for watcher in watchers for path in outputs.reopen(watcher)})}
 
 
 @command(Role.ADMIN)

@@ -2,8 +2,8 @@
 
 One ROUTER for each endpoint, because the endpoint decides the role of whoever connects:
 over the ipc socket the file's mode has already let in only those who may command; over
-plain TCP anybody on this machine may connect, so it only reads. One PUB socket, bound to
-every event endpoint.
+plain TCP anybody on this machine may connect, so it only reads. Events have sockets of their
+own (events.py).
 
 libzmq's descriptor is edge-triggered and any call on the socket may use the edge up, so a
 socket is always read until it has nothing left (in bounded batches), also after a send.
@@ -15,11 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
-import socket
-import stat
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -29,6 +26,8 @@ import zmq
 from sysup import commands, protocol
 from sysup.commands import App, Later
 from sysup.config import Role
+from sysup.endpoints import bind
+from sysup.events import Events
 from sysup.protocol import Errno, Request, SysupError
 
 log = logging.getLogger("sysup.control")
@@ -37,7 +36,6 @@ BATCH = 64
 """Requests answered before the loop gets its turn."""
 WAITING = 32
 """Requests of one peer that libzmq holds for us; further ones wait in the peer."""
-BACKLOG = 1024
 LINGER = 500
 """Milliseconds that the last replies have to leave."""
 
@@ -61,8 +59,7 @@ class Control:
         self._routers: dict[zmq.Socket[bytes], Role] = {}
         self._to_read: set[zmq.Socket[bytes]] = set()
         """Those that are read in the loop's next turn."""
-        self._events: zmq.Socket[bytes] = self._context.socket(zmq.PUB)
-        self._events.setsockopt(zmq.LINGER, LINGER)
+        self.events = Events(loop, self._context, wall)
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoints: list[str] = []
 
@@ -91,8 +88,16 @@ class Control:
         self.endpoints.append(endpoint)
 
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
-        """Publish events on an endpoint, too; raises SysupError when it can't be bound."""
-        bind(self._events, endpoint, mode, group)
+        """Publish events, and output, on the app's own endpoint; raises as `serve` does."""
+        self.events.serve(endpoint, mode, group)
+        self.endpoints.append(endpoint)
+
+    def publish_outside(self, endpoint: str, *, hidden: bool) -> None:
+        """Publish events on an endpoint of the config, too; raises as `serve` does.
+
+        `hidden`: without what processes wrote.
+        """
+        self.events.serve_outside(endpoint, hidden=hidden)
         self.endpoints.append(endpoint)
 
     def close(self) -> None:
@@ -102,19 +107,12 @@ class Control:
         for router in self._routers:
             self._loop.remove_reader(router.fileno())
             router.close()
-        self._events.close()
+        self.events.close()
         self._context.term()
         for endpoint in self.endpoints:
             if endpoint.startswith("ipc://"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(endpoint.removeprefix("ipc://"))
-
-    # ---- events --------------------------------------------------------------------------
-
-    def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
-        """Tell the subscribers; a slow one loses events, never time of ours."""
-        body = protocol.encode_event({**payload, "time": self._wall()})
-        self._events.send_multipart([protocol.topic(watcher, event), body], zmq.NOBLOCK)
 
     # ---- requests ------------------------------------------------------------------------
 
@@ -204,60 +202,3 @@ class Control:
         except zmq.ZMQError as error:  # the peer is gone or reads nothing: its loss alone
             log.debug("cannot reply: %s", error)
         self._read_soon(router)
-
-
-def bind(sock: zmq.Socket[bytes], endpoint: str, mode: int, group: int) -> None:
-    """Bind a ZeroMQ socket; raises SysupError with the reason.
-
-    An ipc socket is made here and handed to libzmq (ZMQ_USE_FD), because libzmq would
-    leave its mode to the umask: it is bound and given mode and group under a name of its
-    own, then renamed, so it is never open to more than it should be.
-    """
-    try:
-        if endpoint.startswith("ipc://"):
-            listener = listen(endpoint.removeprefix("ipc://"), mode, group)
-            sock.setsockopt(zmq.USE_FD, listener.detach())
-            try:
-                sock.bind(endpoint)
-            finally:
-                sock.setsockopt(zmq.USE_FD, -1)
-        else:
-            sock.bind(endpoint)
-    except (OSError, zmq.ZMQError) as error:
-        reason = error.strerror or str(error)
-        raise SysupError(f"cannot bind {endpoint}: {reason[:1].lower()}{reason[1:]}") from None
-
-
-def listen(path: str, mode: int, group: int) -> socket.socket:
-    """A listening unix socket at `path` with this mode and group, replacing a stale one.
-
-    Raises OSError; EADDRINUSE when somebody answers there, EEXIST when it is no socket.
-    """
-    if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise FileExistsError(errno.EEXIST, "it is there, and no socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            pass  # nobody is there, or nothing
-        else:
-            raise OSError(errno.EADDRINUSE, "somebody is listening there already")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    new = f"{path}.{os.getpid()}"
-    try:
-        before = os.umask(0o177)
-        try:
-            listener.bind(new)
-        finally:
-            os.umask(before)
-        if group >= 0:
-            os.chown(new, -1, group)
-        os.chmod(new, mode)
-        listener.listen(BACKLOG)
-        os.rename(new, path)
-    except OSError:
-        listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(new)
-        raise
-    return listener

@@ -55,6 +55,9 @@ LEVELS = {
     "ready": logging.DEBUG,
     "kill": logging.DEBUG,
     "reap": logging.DEBUG,
+    "sink_rotated": logging.DEBUG,
+    "sink_failed": logging.WARNING,
+    "output_lost": logging.WARNING,
     "backoff": logging.WARNING,
     "flapping": logging.WARNING,
     "gave_up": logging.ERROR,
@@ -123,7 +126,15 @@ class Daemon:
         self._board = Board(loop, self._os, self._pump, self._publish, random.random)
         self._board.setting.app = loaded.app
         self._board.setting.circus = loaded.circus
+        self._tap()
         self._board.on_give_up = self._give_up
+
+    def _tap(self) -> None:
+        """Live output: from the pump to those who subscribe to it."""
+        taps, events = self._board.setting.taps, self._control.events
+        self._pump.on_tap = taps.take
+        events.on_output_wanted = taps.want
+        taps.publish = events.publish_output
 
     # ---- life ----------------------------------------------------------------------------
 
@@ -292,7 +303,15 @@ class Daemon:
         if options.endpoint:
             self._bind(options.endpoint, self._serve_endpoint)
         if options.pubsub_endpoint:
-            self._bind(options.pubsub_endpoint, self._control.publish_on)
+            self._bind(options.pubsub_endpoint, self._publish_on)
+
+    def _publish_on(self, endpoint: str) -> None:
+        """Over plain TCP anybody may listen, who may not see what processes write."""
+        hidden = endpoint.startswith("tcp://") and self._plain_role() is Role.READ
+        self._control.publish_outside(endpoint, hidden=hidden)
+
+    def _plain_role(self) -> Role:
+        return self.config.daemon.tcp_plain_role or Role.READ
 
     def _serve_admin(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
         self._control.serve(endpoint, Role.ADMIN, mode, group)
@@ -303,8 +322,7 @@ class Daemon:
             self._control.serve(endpoint, Role.ADMIN)
             self._give_to_owner(endpoint)
             return
-        plain = self.config.daemon.tcp_plain_role
-        role = plain or Role.READ
+        plain, role = self.config.daemon.tcp_plain_role, self._plain_role()
         self._control.serve(endpoint, role)
         log.warning(
             "%s is plain TCP: whoever can connect to it has the role '%s'%s",
@@ -389,7 +407,7 @@ class Daemon:
         level = LEVELS.get(event, logging.INFO)
         if log.isEnabledFor(level):
             log.log(level, "%s", describe_event(watcher, event, payload))
-        self._control.publish(watcher, event, payload)
+        self._control.events.publish(watcher, event, payload)
 
     def _adopt(self, spec: WatcherSpec) -> Watcher:
         watcher = Watcher(self._board, spec)
@@ -632,6 +650,10 @@ def describe_event(watcher: str, event: str, payload: Mapping[str, Any]) -> str:
     parts = [f"{who}: {event.replace('_', ' ')}"]
     if payload.get("process_pid"):
         parts.append(f"pid {payload['process_pid']}")
+    if event == "output_lost":
+        parts += [str(payload.get("stream", "")), *lost(payload)]
+    if "path" in payload:
+        parts.append(str(payload["path"]))
     if "reason" in payload:
         parts.append(str(payload["reason"]))
     elif "exit_code" in payload:
@@ -639,3 +661,12 @@ def describe_event(watcher: str, event: str, payload: Mapping[str, Any]) -> str:
     if payload.get("retry_in"):
         parts.append(f"next try in {payload['retry_in']:.1f} s")
     return ", ".join(parts)
+
+
+def lost(payload: Mapping[str, Any]) -> list[str]:
+    """`12 lines (340 bytes) dropped`, and the same of those that were suppressed."""
+    return [
+        f"{payload[f'{how}_lines']} lines ({payload.get(f'{how}_bytes', 0)} bytes) {how}"
+        for how in ("dropped", "suppressed")
+        if payload.get(f"{how}_lines")
+    ]

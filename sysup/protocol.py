@@ -10,6 +10,14 @@ and so is its reply, with the request's `id`:
     {"status": "error", "reason": "program nope not found", "tb": null, "errno": 3, ...}
 
 An event is two frames from a PUB socket: the topic `watcher.NAME.EVENT` and a JSON object.
+
+The app's own event socket has live output, too, for those whose subscriptions begin with
+`output.`: the topic `output.NAME.WID.STREAM` and
+
+    {"wid": 1, "pid": 812, "stream": "stdout", "data": "...", "at": 4711, "missed": 0, ...}
+
+where `data` is text from which `unpack` makes the exact bytes, `at` how many bytes the stream
+has had at its end, and `missed` how many before it nobody could keep.
 Pure: no socket is opened here, and the time is an argument.
 """
 
@@ -30,6 +38,14 @@ MAX_ID = 1024
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
 """Names of the sockets in an app's runtime directory."""
+
+OUTPUT = "output."
+"""What the topics of output begin with."""
+
+ECHO = "~"
+"""A subscription to `~ANYTHING` is answered by a message of that topic, so a client knows that
+it and those before it are in force. In the order of bytes it is the last of all topics, as
+libzmq repeats subscriptions in that order when it connects again."""
 
 SYSTEM_BASE = "/run/sysup"
 """Where the runtime directories of root's apps are."""
@@ -205,6 +221,21 @@ def split_topic(data: bytes) -> tuple[str, str]:
     """(watcher, event) of a topic; a watcher's name may hold dots."""
     parts = data.decode("utf-8", "replace").split(".")
     return ".".join(parts[1:-1]), parts[-1]
+
+
+def output_topic(watcher: str, wid: int, stream: str) -> bytes:
+    """The topic of the output of a stream."""
+    return f"{OUTPUT}{event_name(watcher)}.{wid}.{stream}".encode()
+
+
+def pack(data: bytes) -> str:
+    """Bytes as text that JSON can carry; what is no UTF-8 is in lone surrogates."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def unpack(text: str) -> bytes:
+    """The bytes that `pack` was given. Raises ValueError for what it can't have made."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def encode_event(payload: Mapping[str, Any]) -> bytes:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import math
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sysup import config
-from sysup.body import Body, Mould, Remains, Setting
+from sysup.body import Body, Death, Mould, Remains, Setting
 from sysup.config import Impact, WatcherSpec
 from sysup.machine import (
     Abandon,
@@ -41,6 +42,7 @@ from sysup.machine import (
     State,
     Timeout,
     Want,
+    describe_exit,
 )
 from sysup.plan import (
     LOOPING,
@@ -167,6 +169,10 @@ class Watcher:
         self._stops = 0
         self._again: asyncio.TimerHandle | None = None
         self._published = "stopped"
+        self.dead: dict[int, Body] = {}
+        """By wid: the last process there that has ended."""
+        self.losses: dict[str, Counter[str]] = {}
+        """By stream: the output that was left out."""
 
     def __repr__(self) -> str:
         return f"<watcher {self.spec.name} want={self.want} {len(self.places)} slots>"
@@ -190,6 +196,17 @@ class Watcher:
     def bodies(self) -> list[tuple[Place, Body]]:
         """The slots that hold a living process, by wid."""
         return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]
+
+    @property
+    def newest(self) -> dict[int, Body]:
+        """By wid: the process there, or the last one where none is."""
+        living = {wid: p.body for wid, p in self.places.items() if p.body}
+        return dict(sorted({**self.dead, **living}.items()))
+
+    @property
+    def moulds(self) -> list[Mould]:
+        """What processes are made by; the newest is the last."""
+        return [mould for _, mould in sorted(self._moulds.items())]
 
     # ---- commands ------------------------------------------------------------------------
 
@@ -537,6 +554,8 @@ class Watcher:
         self.board.bodies.pop(body.process.pid, None)
         self._publish("reap", process_pid=body.process.pid, wid=place.wid, exit_code=status)
         body.on_output.append(lambda output: setattr(place, "output", output))
+        body.death = Death(status, describe_exit(status), self.board.loop.time())
+        self.dead[place.wid] = body
         self._handle(place, Exited(body.serial, status))
 
     def _signal(self, place: Place, signum: int) -> None:
@@ -576,7 +595,14 @@ class Watcher:
         if mould is None:
             board = self.board
             spec = self._specs[generation]
-            mould = Mould(board.setting, spec, board.remains.check, self._on_sink, self._on_loss)
+            mould = Mould(
+                board.setting,
+                spec,
+                on_read_out=board.remains.check,
+                on_sink=self._on_sink,
+                on_loss=self._on_loss,
+                on_rotated=lambda path: self._publish("sink_rotated", path=path),
+            )
             self._moulds[generation] = mould
         return mould
 
@@ -588,7 +614,8 @@ class Watcher:
             self._publish("sink_failed", reason=reason)
 
     def _on_loss(self, stream: str, losses: Losses) -> None:
-        """Lines were left out."""
+        """Some output was left out."""
+        self.losses.setdefault(stream, Counter()).update(asdict(losses))
         self._publish("output_lost", stream=stream, **asdict(losses))
 
     def _break_moulds(self) -> None:

@@ -97,7 +97,9 @@ class CannedDaemon:
 
     def _greet(self, subscription: bytes) -> None:
         """A subscription, b"\\1TOPIC", has arrived (zmq_socket(3), ZMQ_XPUB)."""
-        if subscription.startswith(b"\1"):
+        if subscription.startswith(b"\1" + protocol.ECHO.encode()):
+            self._publisher.send_multipart([subscription[1:], b"{}"])
+        elif subscription.startswith(b"\1"):
             for topic, payload in self.events:
                 body = payload if isinstance(payload, bytes) else protocol.encode_event(payload)
                 self._publisher.send_multipart([topic.encode(), body])

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from sysup.config import StreamSpec
 from sysup.process import OS, Launch, Launcher, Process
 from sysup.protocol import SysupError
-from sysup.streams import OnEof, OnLoss, OnState, Pump, Sink, Source, Stream
+from sysup.streams import OnEof, OnLoss, OnRotated, OnState, Pump, Sink, Source, Stream
 
 DEADLY = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL}
 
@@ -24,13 +24,24 @@ class Clock(Protocol):
 
 
 class FakeStream(Stream):
-    """A pipe that ends when it is told, or closed."""
+    """A pipe that ends when it is told, or closed; `text` is all that was written to it."""
 
-    def __init__(self, pid: int, on_eof: OnEof | None) -> None:
+    def __init__(self, pid: int, name: str, on_eof: OnEof | None) -> None:
         self.pid, self.ended, self.text, self.closed, self.on_eof = pid, False, b"", False, on_eof
+        self.name, self.is_tapped, self.tapped = name, False, 0
+
+    @property
+    def bytes_read(self) -> int:
+        return len(self.text)
 
     def tail(self) -> bytes:
         return self.text
+
+    def tail_at(self) -> tuple[bytes, int]:
+        return self.text, len(self.text)
+
+    def tap(self, on: bool) -> None:
+        self.is_tapped = on
 
     def end(self) -> None:
         self.ended = True
@@ -46,10 +57,22 @@ class FakeSink(Sink):
 
     def __init__(self, name: str, on_state: OnState | None) -> None:
         self.name, self.reason, self.closed, self.tell = name, "", False, on_state
+        self.rotates = False
+        self.done: list[str] = []
 
     @property
     def failure(self) -> str | None:
         return self.reason or None
+
+    @property
+    def can_rotate(self) -> bool:
+        return self.rotates
+
+    def rotate(self) -> None:
+        self.done.append("rotate")
+
+    def reopen(self) -> None:
+        self.done.append("reopen")
 
     def fail(self, reason: str) -> None:
         self.reason = reason
@@ -82,10 +105,13 @@ class FakePump(Pump):
         source: Source,
         on_state: OnState | None = None,
         on_loss: OnLoss | None = None,
+        on_rotated: OnRotated | None = None,
     ) -> FakeSink:
         if spec is not None and spec.cls == "no.Such":
             raise SysupError("cannot load stream class no.Such")
-        self.sinks.append(FakeSink(source.stream, on_state))
+        path = spec.options.get("filename") if spec else None
+        self.sinks.append(FakeSink(str(path or source.stream), on_state))
+        self.sinks[-1].rotates = path is not None
         return self.sinks[-1]
 
     def add(
@@ -103,7 +129,7 @@ class FakePump(Pump):
             error, self.full = self.full, None
             raise error
         os.close(fd)
-        stream = FakeStream(pid, on_eof)
+        stream = FakeStream(pid, name, on_eof)
         self.streams.setdefault(pid, []).append(stream)
         return stream
 

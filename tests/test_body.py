@@ -20,7 +20,14 @@ KILL = signal.SIGKILL
 
 def mould(world: World, **options: Any) -> Mould:
     spec = WatcherSpec("web", **{"cmd": "web", **options})
-    return Mould(world.board.setting, spec, world.board.remains.check, lambda reason: None)
+    return Mould(
+        world.board.setting,
+        spec,
+        on_read_out=world.board.remains.check,
+        on_sink=lambda reason: None,
+        on_loss=lambda name, losses: None,
+        on_rotated=lambda path: None,
+    )
 
 
 def dead(world: World, **options: Any) -> Body:

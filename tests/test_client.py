@@ -416,6 +416,24 @@ def test_topics_are_beginnings(daemon: CannedDaemon) -> None:
         assert subscription.receive(0) is None
 
 
+def test_it_is_told_when_the_daemon_hears_it(daemon: CannedDaemon) -> None:
+    daemon.events = EVENTS
+    with Subscription(f"ipc://{daemon.directory}/events") as subscription:
+        assert subscription.wait_until_heard(PATIENCE)
+        assert [next(subscription) for _ in EVENTS] == EVENTS, "nothing that came before is lost"
+        daemon.close()
+        with CannedDaemon(daemon.directory) as again:
+            again.events = EVENTS[:1]
+            found = [subscription.receive(PATIENCE), subscription.receive(PATIENCE)]
+            assert found == [EVENTS[0], None]
+            assert subscription.times_heard == 2
+
+
+def test_not_every_daemon_tells_that_it_hears(base: Path) -> None:
+    with Subscription(f"ipc://{base}/nobody") as subscription:
+        assert not subscription.wait_until_heard(0.01)
+
+
 def test_an_event_of_another_shape_is_told_and_passed(daemon: CannedDaemon) -> None:
     daemon.events = [("watcher.web.spawn", b"{"), EVENTS[0]]
     with Subscription(f"ipc://{daemon.directory}/events") as subscription:

@@ -29,9 +29,12 @@ READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
 ROLES = {
     READ: {
         *("status", "list", "numprocesses", "numwatchers", "options", "get", "globaloptions"),
-        *("listsockets", "stats", "dstats", "version", "commands", "listen"),
+        *("listsockets", "stats", "dstats", "version", "commands", "listen", "show"),
     },
-    OPERATE: {"start", "stop", "restart", "reload", "incr", "decr", "signal", "send", "kill"},
+    OPERATE: {
+        *("start", "stop", "restart", "reload", "incr", "decr", "signal", "kill"),
+        *("tail", "logs", "send"),
+    },
     ADMIN: {"set", "add", "rm", "reloadconfig", "quit", "ipython"},
 }
 
@@ -205,7 +208,7 @@ LIKELY = st.sampled_from(["web", "idle", "w*", "(", "[a-", "regex", "glob", "sim
 WORDS = (
     *("name", "match", "keys", "options", "option", "nb", "signum", "pid", "childpid", "child_pid"),
     *("children", "recursive", "graceful_timeout", "graceful", "sequential", "process", "cmd"),
-    *("args", "start", "nostop", "waiting"),
+    *("args", "start", "nostop", "waiting", "wid", "stream", "lines", "action"),
 )
 
 

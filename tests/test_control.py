@@ -17,7 +17,8 @@ import zmq.asyncio
 
 from sysup.commands import COMMANDS, App, Command, Later, Properties
 from sysup.config import Role
-from sysup.control import BATCH, Control, listen
+from sysup.control import BATCH, Control
+from sysup.endpoints import listen
 from sysup.protocol import MAX_MESSAGE, Errno, MessageError, SysupError
 
 T = TypeVar("T")
@@ -359,8 +360,8 @@ def test_events(server: Server, tmp_path: Path) -> None:
         subscriber.setsockopt(zmq.SUBSCRIBE, b"watcher.my_web")
         heard = asyncio.ensure_future(subscriber.recv_multipart())
         while not heard.done():  # a subscription takes effect at a time that nobody is told
-            server.control.publish("other", "reap", {})
-            server.control.publish("My Web", "reap", {"process_pid": 7})
+            server.control.events.publish("other", "reap", {})
+            server.control.events.publish("My Web", "reap", {"process_pid": 7})
             await asyncio.wait({heard}, timeout=0.001)
         return heard.result()
 

@@ -44,12 +44,19 @@ class FakeControl:
         self.taken = set()
         self.served: dict[str, Role | None] = {}
         self.closed = False
+        self.hidden: set[str] = set()
+        self.events = SimpleNamespace(publish=self.publish, publish_output=lambda *message: None)
 
     def serve(self, endpoint: str, role: Role, mode: int = 0o600, group: int = -1) -> None:
         self._bind(endpoint, role)
 
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
         self._bind(endpoint, None)
+
+    def publish_outside(self, endpoint: str, *, hidden: bool) -> None:
+        self._bind(endpoint, None)
+        if hidden:
+            self.hidden.add(endpoint)
 
     def _bind(self, endpoint: str, role: Role | None) -> None:
         if endpoint in self.taken:
@@ -243,6 +250,23 @@ def test_plain_tcp_reads_unless_told_otherwise(
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "role", "hidden"),
+    [
+        ("tcp://127.0.0.1:7777", "", True),
+        ("tcp://127.0.0.1:7777", "tcp_plain_role = read", True),
+        ("tcp://127.0.0.1:7777", "tcp_plain_role = operate", False),
+        ("ipc:///tmp/events", "", False),
+    ],
+)
+def test_events_over_plain_tcp_hide_output(
+    host: Host, endpoint: str, role: str, hidden: bool
+) -> None:
+    daemon, run = host.run(f"[sysup]\npubsub_endpoint = {endpoint}\n{role}\n{WEB}")
+    assert host.control.hidden == ({endpoint} if hidden else set())
+    finish(host, daemon, run)
 
 
 def test_an_endpoint_that_is_taken_is_tried_again(
@@ -443,6 +467,12 @@ def test_files(tmp_path: Path) -> None:
     ("event", "payload", "line"),
     [
         ("start", {}, "web: start"),
+        ("sink_rotated", {"path": "/log"}, "web: sink rotated, /log"),
+        (
+            "output_lost",
+            {"stream": "stderr", "dropped_lines": 12, "dropped_bytes": 340, "suppressed_lines": 0},
+            "web: output lost, stderr, 12 lines (340 bytes) dropped",
+        ),
         ("spawn", {"process_pid": 7, "wid": 2}, "web.2: spawn, pid 7"),
         ("reap", {"process_pid": 7, "wid": 2, "exit_code": 0}, "web.2: reap, pid 7, exit code 0"),
         (

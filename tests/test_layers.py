@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1] / "sysup"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"}),
-    frozenset({"body", "log", "watcher", "commands", "control"}),
+    frozenset({"endpoints", "events", "taps", "body", "log"})
+    | frozenset({"watcher", "outputs", "commands", "control"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )

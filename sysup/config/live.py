@@ -71,6 +71,13 @@ def options(spec: WatcherSpec) -> dict[str, Any]:
     return shown
 
 
+def changed(spec: WatcherSpec) -> dict[str, Any]:
+    """The options of a watcher, as `options` shows them, that differ from the defaults."""
+    defaults = options(WatcherSpec(spec.name))
+    shown = options(spec)
+    return {key: value for key, value in shown.items() if value != defaults.get(key)}
+
+
 def _plain_limit(limit: Rlimit) -> Any:
     return RLIMIT_FAMILY.kind.plain((limit.soft, limit.hard))
 

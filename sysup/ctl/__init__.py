@@ -16,7 +16,8 @@ import click
 
 from sysup import __version__
 from sysup.client import CallError, ConnectionLost
-from sysup.ctl import render
+from sysup.ctl import output, render
+from sysup.ctl.report import report
 from sysup.ctl.session import (
     FAILED,
     NOT_RUNNING,
@@ -117,6 +118,14 @@ def _is_well(watcher: dict[str, Any], named: bool) -> bool:
     return bool(watcher["state"] == "done")
 
 
+@cli.command()
+@name_argument
+def show(name: str) -> None:
+    """Show all that is known of a watcher."""
+    reply = session().call("show", name=name)
+    session().show(reply, report(reply["watcher"]))
+
+
 @cli.command("list")
 @maybe_name_argument
 def list_(name: str | None) -> None:
@@ -205,7 +214,7 @@ def listen(topics: tuple[str, ...]) -> None:
     With --json each event is a line of JSON.
     """
     here = session()
-    with here.client().subscribe([_topic(word) for word in topics] or [""]) as subscription:
+    with here.client().subscribe([_topic(word) for word in topics] or ["watcher."]) as subscription:
         try:
             for topic, payload in subscription:
                 watcher, event = split_topic(topic.encode())
@@ -222,6 +231,10 @@ def _topic(word: str) -> str:
     if word.startswith(("watcher.", "stat.")):
         return word
     return f"watcher.{event_name(word)}."
+
+
+cli.add_command(output.tail)
+cli.add_command(output.logs)
 
 
 # ---- what is to be -----------------------------------------------------------------------

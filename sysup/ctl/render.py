@@ -30,6 +30,8 @@ EVENT_COLOURS = {
     "flapping": "red",
     "gave_up": "red",
     "hook_failure": "red",
+    "sink_failed": "red",
+    "output_lost": "yellow",
 }
 TROUBLED = frozenset({"backoff", "flapping", "failed"})
 """States in which the last output tells something."""
@@ -64,6 +66,24 @@ def duration(seconds: float | None) -> str:
     if hours:
         return f"{h}h{m:02}m"
     return f"{m}m{s:02}s" if minutes else f"{s}s"
+
+
+def size(number: int) -> str:
+    """`0 bytes`, `812 bytes`, `4.0 KiB`, `1.2 MiB`."""
+    if number < 1024:
+        return count(number, "byte")
+    units = ("KiB", "MiB", "GiB", "TiB")
+    power = min((number.bit_length() - 1) // 10, len(units))
+    return f"{number / 1024**power:.1f} {units[power - 1]}"
+
+
+def lost(told: Mapping[str, Any]) -> list[str]:
+    """`12 lines (340 bytes) dropped`, and the same of those that were suppressed."""
+    return [
+        f"{count(told[f'{how}_lines'], 'line')} ({size(told.get(f'{how}_bytes', 0))}) {how}"
+        for how in ("dropped", "suppressed")
+        if told.get(f"{how}_lines")
+    ]
 
 
 def count(number: int, noun: str) -> str:
@@ -108,7 +128,8 @@ def key_values(values: Mapping[str, Any]) -> list[str]:
     return [f"{clean(key)}: {clean(text)}" for key, text in sorted(texts.items())]
 
 
-def _state(state: str) -> str:
+def state_text(state: str) -> str:
+    """A state in its colour."""
     return click.style(clean(state), fg=COLOURS.get(state, "bright_black"))
 
 
@@ -135,7 +156,7 @@ def status(watchers: Mapping[str, Mapping[str, Any]], processes: bool) -> list[s
 def _watcher_row(name: str, watcher: Mapping[str, Any]) -> list[str]:
     return [
         clean(name),
-        _state(watcher["state"]),
+        state_text(watcher["state"]),
         f"{watcher.get('ready', '?')}/{watcher.get('numprocesses', '?')}",
         "",
         duration(watcher.get("uptime")),
@@ -148,7 +169,7 @@ def _watcher_row(name: str, watcher: Mapping[str, Any]) -> list[str]:
 def _process_row(name: str, process: Mapping[str, Any]) -> list[str]:
     return [
         f"  {clean(name)}.{process['wid']}",
-        _state(process["state"]),
+        state_text(process["state"]),
         "",
         str(process.get("pid") or ""),
         duration(process.get("uptime")),
@@ -156,6 +177,16 @@ def _process_row(name: str, process: Mapping[str, Any]) -> list[str]:
         duration(process.get("retry_in")),
         clean(process.get("reason") or ""),
     ]
+
+
+def process_table(name: str, processes: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each process of a watcher; none if it has none."""
+    rows = [_process_row(name, process) for process in processes]
+    if not rows:
+        return []
+    ready = STATUS_COLUMNS.index("READY")
+    header, *cells = ([*row[:ready], *row[ready + 1 :]] for row in (STATUS_COLUMNS, *rows))
+    return table(header, [[row[0].strip(), *row[1:]] for row in cells])
 
 
 def _trouble(watcher: Mapping[str, Any]) -> Iterator[str]:
@@ -287,6 +318,7 @@ def sockets(found: Iterable[Mapping[str, Any]]) -> list[str]:
 _TOLD = frozenset(
     {"time", "wid", "process_pid", "signum", "exit_code"}
     | {"reason", "deaths", "tries", "retry_in", "last_output"}
+    | {f"{how}_{what}" for how in ("dropped", "suppressed") for what in ("lines", "bytes")}
 )
 """The fields of an event that have words of their own."""
 
@@ -320,6 +352,7 @@ def _facts(name: str, payload: Mapping[str, Any]) -> Iterator[str]:
     elif payload.get("retry_in"):
         yield count(payload.get("deaths", 0), "death")
         yield f"retry in {duration(payload['retry_in'])}"
+    yield from lost(payload)
     for key, value in payload.items():
         if key not in _TOLD:
             yield f"{clean(key)} {clean(value)}"

@@ -211,6 +211,16 @@ def complete_watcher(context: click.Context, _: click.Parameter, typed: str) -> 
     return [name for name in names if name.startswith(typed.lower())]
 
 
+def complete_source(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
+    """The slots of the watcher, and the streams, that begin so."""
+    name = str(context.params.get("name"))
+    watchers = _ask(context, "status", name=name).get("watchers", {})
+    slots = [str(process["wid"]) for w in watchers.values() for process in w["processes"]]
+    given = context.params.get("which") or ()
+    words = [*([] if any(word.isdecimal() for word in given) else slots), "stdout", "stderr"]
+    return [word for word in words if word.startswith(typed)]
+
+
 def complete_option(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
     """The options of the watcher whose names begin so."""
     pairs = context.params.get("pairs")

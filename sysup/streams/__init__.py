@@ -17,14 +17,16 @@ descriptor: `loop.add_reader(pump.fileno(), pump.dispatch)`. Callbacks must not 
 
 from sysup.streams.classes import QueueStream, Source, StreamName, open_sink
 from sysup.streams.journal import Direct
-from sysup.streams.pump import Losses, OnEof, OnLoss, OnState, Pump, Sink, Stream
+from sysup.streams.pump import Losses, OnEof, OnLoss, OnRotated, OnState, OnTap, Pump, Sink, Stream
 
 __all__ = [
     "Direct",
     "Losses",
     "OnEof",
     "OnLoss",
+    "OnRotated",
     "OnState",
+    "OnTap",
     "Pump",
     "QueueStream",
     "Sink",

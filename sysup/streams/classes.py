@@ -19,7 +19,7 @@ from sysup.streams import journal
 from sysup.streams.owner import owner_ids
 from sysup.streams.packing import available
 from sysup.streams.places import FileOptions, FilePlace, Place, PythonPlace
-from sysup.streams.pump import OnLoss, OnState, Pump, Sink, Work
+from sysup.streams.pump import OnLoss, OnRotated, OnState, Pump, Sink, Work
 from sysup.streams.schedule import Schedule
 
 log = logging.getLogger("sysup.streams")
@@ -67,6 +67,7 @@ def open_sink(
     source: Source | StreamName,
     on_state: OnState | None = None,
     on_loss: OnLoss | None = None,
+    on_rotated: OnRotated | None = None,
 ) -> Sink | journal.Direct:
     """Where a stream of a watcher goes; to be closed by its `close`.
 
@@ -75,6 +76,7 @@ def open_sink(
             stdout or stderr.
         on_state: told when the sink fails, and when it works again.
         on_loss: told how many lines were left out.
+        on_rotated: told that the file has one backup more.
 
     Raises SysupError if it can never work: an unknown class, one that can't be loaded, a
     missing option, an unknown owner. A file that can't be opened is no such case: its
@@ -85,7 +87,7 @@ def open_sink(
     opening = _Opening(pump, _present(spec, source), source)
     if opening.cls == "JournalDirect":
         return opening.direct()
-    return Sink(opening.place(), opening.work(), on_state, on_loss)
+    return Sink(opening.place(), opening.work(), on_state, on_loss, on_rotated)
 
 
 def _present(spec: StreamSpec | None, source: Source) -> StreamSpec:

@@ -209,12 +209,12 @@ class Place:
         self.native: Any = ffi.NULL
         self.failure: str | None = None
         self.places = places
-        self._holders: dict[object, Tell] = {}
+        self._holders: dict[object, tuple[Tell, Callable[[], None]]] = {}
         self._streams = 0
 
-    def hold(self, holder: object, tell: Tell) -> None:
-        """It stays open until `release`; `tell` hears how it is."""
-        self._holders[holder] = tell
+    def hold(self, holder: object, tell: Tell, rotated: Callable[[], None]) -> None:
+        """It stays open until `release`; `tell` hears how it is, `rotated` of a new backup."""
+        self._holders[holder] = tell, rotated
 
     def is_held_by(self, holder: object) -> bool:
         return holder in self._holders
@@ -253,7 +253,7 @@ class Place:
         self._tell(failure)
 
     def _tell(self, reason: str | None) -> None:
-        for tell in list(self._holders.values()):
+        for tell, _ in list(self._holders.values()):
             tell(reason)
 
     def join(self, timeout: float) -> None:
@@ -400,6 +400,8 @@ class FilePlace(Place):
             self._after("rotate", min(max(0.0, self._due[0] - now), LONGEST_TIMER), self._is_due)
             if self in self.places:
                 self._set()
+        for _, rotated in list(self._holders.values()):
+            rotated()
         self._tend()
 
     # ---- what the keeper does

@@ -15,6 +15,8 @@ OnState = Callable[["Sink", str | None], None]
 """Told why a sink fails ("cannot write ..."), and None when it works again."""
 OnLoss = Callable[["Sink", "Losses"], None]
 """Told how much was left out since it was told before."""
+OnRotated = Callable[["Sink"], None]
+"""Told that its file has one backup more."""
 OnTap = Callable[["Stream", bytes, int, int], None]
 """Given (stream, bytes, how many were missed before them, `bytes_read` at their end)."""
 Label = Callable[[int, int], str]
@@ -208,12 +210,14 @@ class Sink:
         work: Work,
         on_state: OnState | None = None,
         on_loss: OnLoss | None = None,
+        on_rotated: OnRotated | None = None,
     ) -> None:
         self.name = place.name
         self._place = place
         self._label = work.label
         self._on_state = on_state
         self._on_loss = on_loss
+        self._on_rotated = on_rotated
         self._told = Losses()
         self._streams = 0
         self._closed = False
@@ -223,7 +227,7 @@ class Sink:
         check(lib.outlet_new(place.native, self._id, spec, native))
         self._native = native[0]
         place.places.outlets[self._id] = self._lost
-        place.hold(self, self._tell)
+        place.hold(self, self._tell, self._rotated)
 
     @property
     def failure(self) -> str | None:
@@ -283,6 +287,10 @@ class Sink:
     def _tell(self, reason: str | None) -> None:
         if self._on_state:
             self._on_state(self, reason)
+
+    def _rotated(self) -> None:
+        if self._on_rotated:
+            self._on_rotated(self)
 
     def _lost(self) -> None:
         now = Losses.read(lib.outlet_losses, self._native)

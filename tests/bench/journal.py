@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sysup.config import StreamSpec
-from sysup.streams import Pump, open_sink
+from sysup.streams import Pump, Sink, Source, open_sink
 from tests.bench.pump import compile_c
 from tests.e2e.harness import Daemon, until
 from tests.journald import Journald
@@ -99,7 +99,8 @@ def send_out(directory: str, options: dict[str, object], fds: list[int]) -> None
     before = resource.getrusage(resource.RUSAGE_SELF)
     pump = Pump()
     options = {"identifier": "web", **options}
-    sink = open_sink(pump, StreamSpec("JournalStream", options), "stdout")
+    sink = open_sink(pump, StreamSpec("JournalStream", options), Source("stdout", "web", "bench"))
+    assert isinstance(sink, Sink)
     for fd in fds:
         pump.add(fd, os.getpid(), sink, tail=2048)
     sink.close()
@@ -168,11 +169,11 @@ def by_journal_direct(work: Work) -> tuple[float, float]:
     held = os.open(gate, os.O_RDWR)  # so that nobody waits to open it, and nobody reads its end
     with Daemon(work.directory, work.directory, ini, inside=work.journald.inside) as daemon:
         until(lambda: len(daemon.pids("web")) == work.case.children, "all are started")
+        ends = [os.pidfd_open(pid) for pid in daemon.pids("web")]
         time.sleep(0.5)
         before = cpu_seconds(daemon.pid)
         begun = time.monotonic()
         os.close(held)
-        ends = [os.pidfd_open(pid) for pid in daemon.pids("web")]
         for pidfd in ends:
             select.select([pidfd], [], [])
             os.close(pidfd)

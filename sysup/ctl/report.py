@@ -1,0 +1,75 @@
+"""All that is known of a watcher, as text that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from sysup.ctl.render import (
+    clean,
+    count,
+    duration,
+    key_values,
+    last_output,
+    lost,
+    process_table,
+    size,
+    state_text,
+)
+
+
+def report(watcher: Mapping[str, Any]) -> list[str]:
+    """The state, the command, processes, streams, last deaths, and options that differ."""
+    options = dict(watcher["options"])
+    command = options.pop("cmd", "")
+    return [
+        *_head(watcher, command),
+        *_section("processes", process_table(watcher["name"], watcher["processes"])),
+        *_section("streams", _streams(watcher["streams"])),
+        *_section("last deaths", _deaths(watcher["name"], watcher["deaths"])),
+        *_section("options", key_values(options)),
+    ]
+
+
+def _section(title: str, lines: Iterator[str] | list[str]) -> list[str]:
+    found = [f"  {line}" for line in lines]
+    return ["", click.style(title, bold=True), *found] if found else []
+
+
+def _head(watcher: Mapping[str, Any], command: object) -> Iterator[str]:
+    facts = [f"{watcher['ready']}/{watcher['numprocesses']} ready"]
+    if watcher["uptime"] is not None:
+        facts.append(f"up {duration(watcher['uptime'])}")
+    if watcher["restarts"]:
+        facts.append(count(watcher["restarts"], "restart"))
+    if watcher["retry_in"] is not None:
+        facts.append(f"retry in {duration(watcher['retry_in'])}")
+    if watcher["reason"]:
+        facts.append(clean(watcher["reason"]))
+    name = click.style(clean(watcher["name"]), bold=True)
+    yield f"{name} {state_text(watcher['state'])}, {', '.join(facts)}"
+    yield f"  {clean(command)}"
+    for line in (watcher["problem"] or "").splitlines():
+        yield click.style(f"  {clean(line)}", fg="red")
+
+
+def _streams(streams: list[Mapping[str, Any]]) -> Iterator[str]:
+    for stream in streams:
+        kind = stream["class"]
+        where = "closed" if stream["to"] is None else clean(stream["to"])
+        kind = "" if kind in (None, stream["to"]) else f" ({clean(kind)})"
+        yield f"{clean(stream['stream'])}  {where}{kind}, {size(stream['bytes'])}"
+        for line in (stream["failure"] or "").splitlines():
+            yield click.style(f"    {clean(line)}", fg="red")
+        if words := lost(stream):
+            yield click.style(f"    {', '.join(words)}", fg="yellow")
+
+
+def _deaths(name: str, deaths: list[Mapping[str, Any]]) -> Iterator[str]:
+    for death in deaths:
+        who = f"{clean(name)}.{death['wid']}  pid {death['pid']}"
+        yield f"{who}, {clean(death['reason'])}, {duration(death['ago'])} ago"
+        for line in last_output(death["last_output"] or ""):
+            yield f"    {line}"

@@ -1,0 +1,251 @@
+"""The event sockets: what is told to all, and live output to those who ask for it.
+
+The app's own socket is an XPUB, which tells who subscribes to what, so that output is copied
+only while somebody wants it. Other endpoints, which may be open to every local user, are PUB
+sockets that never carry output.
+
+A subscription to "" is for events: circusctl and programs that know nothing of output have it.
+libzmq would send them output as well, so subscriptions are entered by hand (ZMQ_XPUB_MANUAL,
+zmq_setsockopt(3)). Before libzmq 4.3.5 that is dangerous, since a peer that has gone may be
+entered once more (zeromq/libzmq#4137): there they hear output while somebody else wants it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import zmq
+
+from sysup import protocol
+from sysup.endpoints import bind
+
+log = logging.getLogger("sysup.events")
+
+BATCH = 64
+"""Subscriptions read before the loop gets its turn."""
+LONGEST_TOPIC = 1024
+MOST_TOPICS = 1024
+"""Different topics that may be subscribed to on the app's own socket."""
+MOST_OUTPUT_TOPICS = 128
+"""As many of those that are compared with each stream."""
+QUEUED = 1000
+"""Messages that are held for a subscriber; further ones it loses."""
+LINGER = 500
+"""Milliseconds that the last events have to leave."""
+HIDDEN = "(hidden)"
+
+EVENTS = b"watcher"
+"""What a subscription to "" is entered as; no other one is the same."""
+
+
+class Topics:
+    """What is subscribed to, and by how many.
+
+    libzmq tells the descriptor of a peer that subscribes, so that a topic which it repeats
+    counts once, but not that of one which has gone: then the others of the topic can't be told
+    apart any more.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[bytes, list[int | None]] = {}
+        self.output: tuple[bytes, ...] = ()
+        """Those of output."""
+
+    def add(self, topic: bytes, peer: int | None) -> bool:
+        """A peer subscribes; False: there are too many topics."""
+        if topic not in self._owners and self._is_full(topic):
+            return False
+        owners = self._owners.setdefault(topic, [])
+        if peer is None or peer not in owners:
+            owners.append(peer)
+        self._changed(topic)
+        return True
+
+    def remove(self, topic: bytes, peer: int | None) -> None:
+        """A peer (None: one that has gone) does so no more."""
+        owners = self._owners.get(topic, [])
+        if peer is None:
+            owners[:] = [None] * (len(owners) - 1)
+        elif peer in owners or None in owners:
+            owners.remove(peer if peer in owners else None)
+        if not owners:
+            self._owners.pop(topic, None)
+        self._changed(topic)
+
+    def _is_full(self, topic: bytes) -> bool:
+        of_output = is_output(topic) and len(self.output) >= MOST_OUTPUT_TOPICS
+        return of_output or len(self._owners) >= MOST_TOPICS
+
+    def _changed(self, topic: bytes) -> None:
+        if is_output(topic):
+            self.output = tuple(filter(is_output, self._owners))
+
+
+class Events:
+    """The daemon's event sockets.
+
+    Args:
+        loop: the daemon's loop.
+        context: that of all its sockets.
+        wall: seconds since the epoch, for events.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        context: zmq.Context[zmq.Socket[bytes]],
+        wall: Callable[[], float],
+    ) -> None:
+        self.on_output_wanted: Callable[[tuple[bytes, ...]], None] = lambda topics: None
+        """Told the topics of output that are subscribed to, each time they change."""
+        self._loop = loop
+        self._context = context
+        self._wall = wall
+        self._own: zmq.Socket[bytes] | None = None
+        self._outside: dict[zmq.Socket[bytes], bool] = {}
+        """With each, whether what processes wrote is hidden there."""
+        self._manual = zmq.zmq_version_info() >= (4, 3, 5)
+        self._topics = Topics()
+        self._told: tuple[bytes, ...] = ()
+        self._echoes: list[bytes] = []
+        self._to_read = False
+        self._refused = False
+
+    def serve(self, endpoint: str, mode: int, group: int) -> None:
+        """Open the app's own socket; raises SysupError when it can't be bound."""
+        own: zmq.Socket[bytes] = self._make(zmq.XPUB, endpoint, mode, group)
+        self._own = own
+        self._loop.add_reader(own.fileno(), self._read)
+        self._read_soon()
+
+    def serve_outside(self, endpoint: str, *, hidden: bool) -> None:
+        """Publish events on another endpoint, too; raises SysupError when it can't be bound.
+
+        `hidden`: without what processes wrote.
+        """
+        self._outside[self._make(zmq.PUB, endpoint, 0o600, -1)] = hidden
+
+    def _make(self, kind: int, endpoint: str, mode: int, group: int) -> zmq.Socket[bytes]:
+        made: zmq.Socket[bytes] = self._context.socket(kind)
+        made.setsockopt(zmq.LINGER, LINGER)
+        made.setsockopt(zmq.SNDHWM, QUEUED)
+        made.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
+        if kind == zmq.XPUB and self._manual:
+            made.setsockopt(zmq.XPUB_MANUAL, 1)
+        try:
+            bind(made, endpoint, mode, group)
+        except BaseException:
+            made.close(0)
+            raise
+        return made
+
+    def close(self) -> None:
+        """Let the last events leave, and close."""
+        if self._own is not None:
+            self._loop.remove_reader(self._own.fileno())
+        for each in (self._own, *self._outside):
+            if each is not None:
+                each.close()
+        self._own = None
+        self._outside.clear()
+
+    # ---- telling -------------------------------------------------------------------------
+
+    def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
+        """Tell the subscribers; a slow one loses events, never time of ours."""
+        topic = protocol.topic(watcher, event)
+        fields = {**payload, "time": self._wall()}
+        self._send(topic, fields)
+        for each, hidden in self._outside.items():
+            body = protocol.encode_event(concealed(fields) if hidden else fields)
+            each.send_multipart([topic, body], zmq.NOBLOCK)
+
+    def publish_output(self, topic: bytes, payload: Mapping[str, Any]) -> None:
+        """Tell those who want it what a process wrote."""
+        self._send(topic, {**payload, "time": self._wall()})
+
+    def _send(self, topic: bytes, fields: Mapping[str, Any]) -> None:
+        if self._own is not None:
+            self._own.send_multipart([topic, protocol.encode_event(fields)], zmq.NOBLOCK)
+            self._read_soon()
+
+    # ---- subscriptions -------------------------------------------------------------------
+
+    def _read_soon(self) -> None:
+        """Any call on the socket may have used up its descriptor's edge."""
+        if not self._to_read:
+            self._to_read = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._to_read = False
+        if self._own is None:
+            return
+        for _ in range(BATCH):
+            try:
+                frame = self._own.recv(zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                break
+            self._note(self._own, frame)
+        else:
+            self._read_soon()
+        if self._topics.output != self._told:
+            self._told = self._topics.output
+            self.on_output_wanted(self._told)
+        echoes, self._echoes = self._echoes, []
+        for topic in echoes:
+            self._send(topic, {})
+
+    def _note(self, own: zmq.Socket[bytes], frame: zmq.Frame) -> None:
+        """A subscription, b"\\1TOPIC", or its end, b"\\0TOPIC" (zmq_socket(3), ZMQ_XPUB)."""
+        data = frame.bytes
+        sign, topic = data[:1], data[1:]
+        is_echo = topic.startswith(protocol.ECHO.encode())
+        if sign == b"\0":
+            self._topics.remove(topic, self._peer(frame))
+            if self._manual:
+                own.setsockopt(zmq.UNSUBSCRIBE, entered(topic))
+        elif sign != b"\1" or self._is_output_by_chance(topic):
+            return
+        elif len(topic) > LONGEST_TOPIC or not (
+            is_echo or self._topics.add(topic, self._peer(frame))
+        ):
+            if not self._refused:
+                self._refused = True
+                log.warning("too many or too long subscriptions: further ones are not heeded")
+        else:
+            if self._manual:
+                own.setsockopt(zmq.SUBSCRIBE, entered(topic))
+            if is_echo:
+                self._echoes.append(topic)
+
+    def _is_output_by_chance(self, topic: bytes) -> bool:
+        """Whether it is a beginning of `output.` that nobody can mean."""
+        return bool(topic) and protocol.OUTPUT.encode().startswith(topic) and not is_output(topic)
+
+    def _peer(self, frame: zmq.Frame) -> int | None:
+        """The descriptor of who sent it; None if it has gone, or libzmq counts by itself."""
+        if not self._manual:
+            return None
+        try:
+            return int(frame.get(zmq.SRCFD))
+        except (zmq.ZMQError, ValueError):
+            return None
+
+
+def is_output(topic: bytes) -> bool:
+    """Whether it is a topic of output."""
+    return topic.startswith(protocol.OUTPUT.encode())
+
+
+def entered(topic: bytes) -> bytes:
+    """What a subscription to `topic` is entered as."""
+    return topic or EVENTS
+
+
+def concealed(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Fields without what a process wrote."""
+    return {**fields, "last_output": HIDDEN} if fields.get("last_output") else fields
