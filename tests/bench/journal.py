@@ -168,11 +168,11 @@ def by_journal_direct(work: Work) -> tuple[float, float]:
     held = os.open(gate, os.O_RDWR)  # so that nobody waits to open it, and nobody reads its end
     with Daemon(work.directory, work.directory, ini, inside=work.journald.inside) as daemon:
         until(lambda: len(daemon.pids("web")) == work.case.children, "all are started")
+        ends = [os.pidfd_open(pid) for pid in daemon.pids("web")]
         time.sleep(0.5)
         before = cpu_seconds(daemon.pid)
         begun = time.monotonic()
         os.close(held)
-        ends = [os.pidfd_open(pid) for pid in daemon.pids("web")]
         for pidfd in ends:
             select.select([pidfd], [], [])
             os.close(pidfd)
