@@ -16,10 +16,16 @@ SOURCES = (
     "child.c",
     "proc.c",
     "pump.c",
+    "arena.c",
     "stream.c",
-    "style.c",
+    "outlet.c",
+    "select.c",
+    "form.c",
+    "tap.c",
     "sink.c",
     "file.c",
+    "rotate.c",
+    "journal.c",
     "queue.c",
 )
 WARNINGS = "-std=c17 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion"
@@ -32,7 +38,7 @@ ffi.set_source(
     '#include "native.h"',
     sources=[f"_native/{name}" for name in SOURCES],
     include_dirs=["_native"],
-    depends=["_native/native.h", "_native/child.h", "_native/pump.h"],
+    depends=["_native/native.h", "_native/child.h", "_native/arena.h", "_native/pump.h"],
     extra_compile_args=[
         *shlex.split(WARNINGS),
         "-O2",

@@ -32,7 +32,6 @@
 
 enum { POLLED_BYTES = 512 }; /* a pipe that polls writable takes PIPE_BUF, a terminal less */
 
-static const int64_t rotation_pause = 5000 * MILLISECOND;
 static const int64_t poll_pause = 10 * MILLISECOND;
 
 /* ---- opening --------------------------------------------------------------------- */
@@ -45,19 +44,35 @@ static bool is_trusted(int directory)
     return (st.st_uid == 0 || st.st_uid == geteuid()) && !(st.st_mode & (S_IWGRP | S_IWOTH));
 }
 
-static int open_directory(const struct file *file)
+int file_directory(const struct file *file)
 {
     int fd = open(file->directory, O_PATH | O_DIRECTORY | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
 
+/* A file whose owner or mode is to be set is nobody else's until it is. */
+static mode_t first_mode(const struct file *file)
+{
+    const struct file_options *o = &file->options;
+    return o->mode >= 0 || o->owner >= 0 || o->group >= 0 ? S_IRUSR | S_IWUSR : 0666;
+}
+
 static int open_name(const struct file *file, int directory)
 {
-    int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
-    int fd = openat(directory, file->name, flags | O_NOFOLLOW, file->options.mode);
-    if (fd < 0 && errno == ELOOP && is_trusted(directory))
-        fd = openat(directory, file->name, flags, file->options.mode);
-    return fd < 0 ? -errno : fd;
+    const int flags = O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+    const mode_t mode = first_mode(file);
+    for (int tries = 0; tries < 3; tries++) {
+        int fd = openat(directory, file->name, flags | O_NOFOLLOW);
+        if (fd < 0 && errno == ELOOP && is_trusted(directory))
+            fd = openat(directory, file->name, flags | O_CREAT, mode);
+        else if (fd < 0 && errno == ENOENT)
+            fd = openat(directory, file->name, flags | O_NOFOLLOW | O_CREAT | O_EXCL, mode);
+        if (fd >= 0)
+            return fd;
+        if (errno != EEXIST) /* somebody was quicker: look again */
+            return -errno;
+    }
+    return -EEXIST;
 }
 
 static void unwatch(struct sink *sink)
@@ -67,12 +82,50 @@ static void unwatch(struct sink *sink)
     sink->file.watched = false;
 }
 
-static void file_close(struct sink *sink)
+static void change_fd(struct sink *sink, int fd)
 {
     unwatch(sink);
-    if (sink->file.fd >= 0)
-        close(sink->file.fd);
-    sink->file.fd = -1;
+    pthread_mutex_lock(&sink->target.pump->lock);
+    int old = sink->file.fd;
+    sink->file.fd = fd;
+    pthread_mutex_unlock(&sink->target.pump->lock);
+    if (old >= 0)
+        close(old);
+}
+
+static void file_close(struct sink *sink)
+{
+    change_fd(sink, -1);
+}
+
+/* Not of a file with a second name, which somebody may have given to a file of ours. */
+static void give_to_owner(struct sink *sink, const struct stat *st)
+{
+    const struct file_options *o = &sink->file.options;
+    uid_t uid = o->owner >= 0 ? (uid_t)o->owner : st->st_uid;
+    gid_t gid = o->group >= 0 ? (gid_t)o->group : st->st_gid;
+    if (!S_ISREG(st->st_mode) || st->st_nlink != 1)
+        return;
+    int rc = 0;
+    if (uid != st->st_uid || gid != st->st_gid)
+        rc = fchown(sink->file.fd, uid, gid);
+    mode_t now = st->st_mode & 07777, mode = now;
+    if (o->mode >= 0)
+        mode = (mode_t)o->mode;
+    else if (st->st_size == 0 && first_mode(&sink->file) != 0666 && now == first_mode(&sink->file))
+        mode = 0640; /* ours, just made */
+    if (rc == 0 && mode != now)
+        rc = fchmod(sink->file.fd, mode);
+    if (rc < 0)
+        target_tell(&sink->target, PUMP_SINK_OWNER_FAILED, errno, false);
+}
+
+static int64_t time_made(int fd, const struct stat *st)
+{
+    struct statx x;
+    if (statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &x) == 0 && x.stx_mask & STATX_BTIME)
+        return x.stx_btime.tv_sec;
+    return st->st_size ? st->st_mtime : wall_seconds();
 }
 
 static int use(struct sink *sink, int fd)
@@ -84,23 +137,26 @@ static int use(struct sink *sink, int fd)
         close(fd);
         return rc;
     }
-    file_close(sink);
-    file->fd = fd;
+    change_fd(sink, fd);
     file->rotates = S_ISREG(st.st_mode);
     file->size = (uint64_t)st.st_size;
+    file->device = st.st_dev;
+    file->inode = st.st_ino;
+    file->made = time_made(fd, &st);
     if (file->size == 0) {
         file->line_ends = true;
         if (sink_holds(sink) == 0)
             sink->open_line = NULL;
     }
+    give_to_owner(sink, &st);
     return 0;
 }
 
-static int file_open(struct sink *sink)
+int file_open(struct sink *sink)
 {
     if (!sink->file.path)
         return 0;
-    int directory = open_directory(&sink->file);
+    int directory = file_directory(&sink->file);
     if (directory < 0)
         return directory;
     int fd = open_name(&sink->file, directory);
@@ -108,83 +164,10 @@ static int file_open(struct sink *sink)
     return fd < 0 ? fd : use(sink, fd);
 }
 
-/* ---- rotation -------------------------------------------------------------------- */
-
-static int rename_backup(const struct file *file, int directory, uint32_t from, uint32_t to)
+bool file_is_ours(const struct file *file)
 {
-    char source[NAME_MAX + 1], target[NAME_MAX + 1];
-    const char *name = file->name;
-    if (from) {
-        snprintf(source, sizeof source, "%s.%u", file->name, from);
-        name = source;
-    }
-    if ((size_t)snprintf(target, sizeof target, "%s.%u", file->name, to) >= sizeof target)
-        return -ENAMETOOLONG;
-    return renameat(directory, name, directory, target) < 0 && errno != ENOENT ? -errno : 0;
-}
-
-/* Whether the name is still the file we write; else another program has rotated it. */
-static bool is_ours(const struct file *file, int directory)
-{
-    struct stat named, opened;
-    return fstatat(directory, file->name, &named, 0) == 0 &&
-           fstat(file->fd, &opened) == 0 && named.st_ino == opened.st_ino && named.st_dev == opened.st_dev;
-}
-
-static int shift_backups(const struct file *file, int directory)
-{
-    for (uint32_t n = file->options.backup_count; n > 0; n--) {
-        int rc = rename_backup(file, directory, n - 1, n);
-        if (rc < 0)
-            return rc;
-    }
-    return 0;
-}
-
-static int shift_and_reopen(struct sink *sink, int directory)
-{
-    struct file *file = &sink->file;
-    int rc = is_ours(file, directory) ? shift_backups(file, directory) : 0;
-    if (rc == 0) {
-        int fd = open_name(file, directory);
-        return fd < 0 ? fd : use(sink, fd);
-    }
-    file->rotate_after = sink->target.pump->now + rotation_pause;
-    target_tell(&sink->target, PUMP_SINK_ROTATION_FAILED, -rc, false);
-    return 0;
-}
-
-/* 0: a new file is open, or the old one goes on because renaming failed (told as an
- * event: no child should wait until somebody mends a directory); else -errno. A link is
- * renamed itself; the new file is a plain one. */
-static int rotate(struct sink *sink)
-{
-    int directory = open_directory(&sink->file);
-    if (directory < 0)
-        return directory;
-    int rc = shift_and_reopen(sink, directory);
-    close(directory);
-    return rc;
-}
-
-/* How many of the `length` bytes at `data` belong into the file as it is; 0: rotate. */
-static size_t share(const struct sink *sink, const char *data, size_t length)
-{
-    const struct file *file = &sink->file;
-    uint64_t most = file->options.max_bytes;
-    if (!most || !file->options.backup_count || !file->rotates || file->size + length <= most ||
-        file->rotate_after > sink->target.pump->now)
-        return length;
-    const char *newline = NULL;
-    if (file->size < most)
-        newline = memrchr(data, '\n', most - file->size);
-    if (newline)
-        return (size_t)(newline + 1 - data);
-    if (file->size && file->line_ends)
-        return 0;
-    /* In the midst of a line, or one longer than a file may be: it stays whole. */
-    newline = memchr(data, '\n', length);
-    return newline ? (size_t)(newline + 1 - data) : length;
+    struct stat st;
+    return stat(file->path, &st) == 0 && st.st_ino == file->inode && st.st_dev == file->device;
 }
 
 /* ---- writing --------------------------------------------------------------------- */
@@ -231,11 +214,13 @@ static int cannot_write(struct sink *sink, int error)
 static int file_flush(struct sink *sink)
 {
     struct file *file = &sink->file;
+    if (file->path && file->rotates && !file_is_ours(file))
+        file->rotate_now = true;
     while (sink_holds(sink)) {
-        const char *data = sink->slab.data + sink->begin;
-        size_t length = share(sink, data, sink_holds(sink));
+        const char *data = sink->batch->data + sink->batch->begin;
+        size_t length = rotate_share(sink, data, sink_holds(sink));
         if (length == 0) {
-            int rc = rotate(sink);
+            int rc = rotate_file(sink);
             if (rc < 0)
                 return rc;
             continue;
@@ -245,26 +230,40 @@ static int file_flush(struct sink *sink)
             continue;
         if (n <= 0)
             return cannot_write(sink, n < 0 ? errno : EIO);
-        sink->begin += (size_t)n;
-        sink->written += (size_t)n;
         file->size += (size_t)n;
         file->line_ends = data[n - 1] == '\n';
+        sink_took(sink, (size_t)n);
+        if (file->options.flags & SINK_SYNC && atomic_exchange(&file->clean, false))
+            target_tell(&sink->target, PUMP_SINK_DIRTY, 0, false);
     }
     unwatch(sink);
     return 0;
+}
+
+static int file_rest(struct sink *sink)
+{
+    return sink->file.line_ends && rotate_is_due(sink) ? rotate_file(sink) : 0;
 }
 
 /* ---- from outside ---------------------------------------------------------------- */
 
 static struct file_options options_of(const struct file_spec *spec)
 {
-    return (struct file_options){
+    struct file_options options = {
         .max_bytes = spec->max_bytes,
-        .backup_count = spec->backup_count,
-        .refresh_ms = spec->refresh_ms,
-        .max_line = spec->max_line ? spec->max_line : READ_BYTES,
+        .max_held = spec->max_held ? spec->max_held : HELD_BYTES,
+        .rotate_at = spec->rotate_at,
+        .owner = spec->owner,
+        .group = spec->group,
         .mode = spec->mode,
+        .flags = spec->flags,
+        .backup_count = spec->backup_count,
+        .rotate_age = spec->rotate_age,
+        .refresh_ms = spec->refresh_ms,
     };
+    if (spec->suffix)
+        snprintf(options.suffix, sizeof options.suffix, "%s", spec->suffix);
+    return options;
 }
 
 static void file_set(struct sink *sink)
@@ -273,17 +272,19 @@ static void file_set(struct sink *sink)
     sink->file.options = sink->file.asked;
     pthread_mutex_unlock(&sink->target.pump->lock);
     sink->refresh_ms = sink->file.options.refresh_ms;
-    sink->max_line = sink->file.options.max_line;
+    sink->max_held = sink->file.options.max_held;
 }
 
 static void file_free(struct sink *sink)
 {
+    pthread_mutex_destroy(&sink->file.names);
     free(sink->file.path);
     free(sink->file.directory);
 }
 
 static const struct sink_kind file_kind = {
     .flush = file_flush,
+    .rest = file_rest,
     .open = file_open,
     .set = file_set,
     .close = file_close,
@@ -332,11 +333,11 @@ int sink_file_new(struct pump *pump, uint64_t id, const struct file_spec *spec, 
     struct file *file = &sink->file;
     file->fd = -1;
     file->line_ends = true;
+    file->clean = true;
+    pthread_mutex_init(&file->names, NULL);
     file->options = options_of(spec);
-    if (spec->flags & SINK_BORROWED_FD)
-        file->options.max_bytes = 0;
     sink->refresh_ms = file->options.refresh_ms;
-    sink->max_line = file->options.max_line;
+    sink->max_held = file->options.max_held;
     int rc = spec->flags & SINK_BORROWED_FD ? borrow(file, spec->fd) : name_file(file, spec->path);
     if (rc == 0)
         rc = sink_init(sink, pump, id, &file_kind);
@@ -357,4 +358,32 @@ void sink_file_set(struct sink *sink, const struct file_spec *spec)
     sink->file.asked = options_of(spec);
     pthread_mutex_unlock(&sink->target.pump->lock);
     target_ask(&sink->target, REQUEST_SET);
+}
+
+void sink_file_rotate(struct sink *sink)
+{
+    target_ask(&sink->target, REQUEST_ROTATE);
+}
+
+int sink_file_clean(struct sink *sink)
+{
+    struct file *file = &sink->file;
+    /* First: what is written from now on is told of, what was before is in the sync. */
+    atomic_store(&file->clean, true);
+    pthread_mutex_lock(&sink->target.pump->lock);
+    int fd = file->fd < 0 ? -EBADF : fcntl(file->fd, F_DUPFD_CLOEXEC, 3);
+    if (fd == -1)
+        fd = -errno;
+    pthread_mutex_unlock(&sink->target.pump->lock);
+    return fd;
+}
+
+void sink_file_lock(struct sink *sink)
+{
+    pthread_mutex_lock(&sink->file.names);
+}
+
+void sink_file_unlock(struct sink *sink)
+{
+    pthread_mutex_unlock(&sink->file.names);
 }

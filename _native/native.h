@@ -9,6 +9,7 @@
  * calls back into Python. Every descriptor opened here is O_CLOEXEC. */
 #ifndef SYSUP_NATIVE_H
 #define SYSUP_NATIVE_H
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #endif
@@ -113,39 +114,19 @@ struct proc_entry {
  * (which may exceed `cap`: call again with more room) or -errno. */
 int proc_scan(struct proc_entry *ret_entries, size_t cap);
 
-/* ---- pump.c, stream.c, sink.c, file.c, queue.c: bytes from pipes to where they go -- */
+/* ---- the pump: bytes from pipes to where they go --------------------------------- */
 
-/* Who frees what. The pump frees nothing that it gave out: after a stream's
+/* A pipe is a stream. Streams of one kind (the stdouts of one watcher) share an outlet,
+ * which says what is done to their lines; it leads to a sink, where several outlets may
+ * end.
+ *
+ * Who frees what. The pump frees nothing that it gave out: after a stream's
  * PUMP_STREAM_EOF and a sink's PUMP_SINK_CLOSED was taken, the pump has forgotten it, and
- * its owner calls stream_free or sink_free. */
+ * its owner calls stream_free or sink_free; outlet_free when no stream of it is left. */
 struct pump;
 struct sink;
+struct outlet;
 struct stream;
-
-enum sink_flags {
-    SINK_BORROWED_FD = 1, /* write to `fd`; never reopen or rotate it */
-};
-
-/* A file that streams write to. Strings are copied. */
-struct file_spec {
-    const char *path;      /* absolute; NULL with SINK_BORROWED_FD */
-    int32_t fd;            /* with SINK_BORROWED_FD: duplicated, not consumed */
-    uint32_t flags;        /* enum sink_flags */
-    uint64_t max_bytes;    /* rotate at a line's end before passing this; 0: never */
-    uint32_t backup_count; /* path.1 (newest) to path.N; 0: never rotate */
-    uint32_t refresh_ms;   /* how long bytes may wait to be written together */
-    uint32_t max_line;     /* a longer line may be interrupted by another stream's */
-    uint32_t mode;         /* of a file that is created */
-};
-
-/* What stands around each line of a stream: BEFORE TIME MIDDLE line AFTER newline.
- * Each may be NULL; strings are copied. */
-struct line_style {
-    const char *before;
-    const char *time_format; /* strftime(3), local time */
-    const char *middle;
-    const char *after;
-};
 
 enum pump_event_kind {
     PUMP_STREAM_EOF,           /* all it wrote is in its sink; descriptor closed;
@@ -154,21 +135,28 @@ enum pump_event_kind {
                                   (EPIPE and EIO of a borrowed fd: discarded from now) */
     PUMP_SINK_RECOVERED,       /* error = what it had failed with */
     PUMP_SINK_ROTATION_FAILED, /* the old file is written on; tried again later */
+    PUMP_SINK_OWNER_FAILED,    /* owner, group or mode could not be set; written all the same */
     PUMP_SINK_CLOSED,
+    PUMP_SINK_ROTATED,         /* there is one backup more */
+    PUMP_SINK_DIRTY,           /* bytes were written; see sink_file_clean */
+    PUMP_OUTLET_LOSS,          /* lines were left out; see outlet_losses */
+    PUMP_TAPPED,               /* see pump_tap_take; id = 0 */
 };
 
 struct pump_event {
     int32_t kind;
     int32_t error;
-    uint64_t id; /* of the stream or sink, as given at its creation */
+    uint64_t id; /* of the stream, outlet or sink, as given at its creation */
 };
 
-/* The one pump thread. pump_new starts it with all signals blocked. */
-int pump_new(struct pump **ret_pump);
+/* The one pump thread; it starts with all signals blocked. All bytes that were read and
+ * not yet written lie in one arena; with `memfd` >= 0 that is the file's memory (made
+ * as large as the arena, sparse; duplicated), so that another process can have them. */
+int pump_new(int32_t memfd, struct pump **ret_pump);
 /* Readable while pump_take has something to give. Owned by the pump. */
 int pump_eventfd(const struct pump *pump);
 /* At most `cap` events, oldest first; returns how many. Clears the eventfd when it
- * has given the last. Of a sink only the newest event is kept. */
+ * has given the last. Of a sink's states (FAILED to CLOSED) only the newest is kept. */
 int pump_take(struct pump *pump, struct pump_event *ret_events, size_t cap);
 /* Loop turns so far: a watchdog sees the thread alive by asking it to turn. */
 uint64_t pump_heartbeat(const struct pump *pump);
@@ -178,31 +166,103 @@ void pump_ping(struct pump *pump);
  * are left can be taken. -ETIMEDOUT: the thread hangs in a system call (a dead disk);
  * then nothing may be freed. */
 int64_t pump_stop(struct pump *pump, int32_t timeout_ms);
-/* After pump_stop, when every stream and sink was freed. */
+/* After pump_stop, when every stream, outlet and sink was freed. */
 void pump_free(struct pump *pump);
+
+enum pending_kind {
+    PENDING_LINE = 1,    /* the unfinished line of a stream */
+    PENDING_BATCH = 2,   /* whole lines of a sink */
+    PENDING_RECORDS = 3, /* the same with a struct record before each run of lines */
+};
+
+/* Bytes in an arena: where in its file, and whose. */
+struct pending {
+    uint64_t owner; /* id of the stream or sink */
+    uint64_t offset;
+    uint64_t length;
+    int32_t kind;
+};
+
+/* What the arena in `memfd` holds, whose pump is gone; at most `cap`. Returns how many
+ * there are (which may exceed `cap`), -EINVAL: no arena. */
+int64_t arena_pending(int32_t memfd, struct pending *ret_pending, size_t cap);
+
+/* ---- sinks */
+
+enum sink_flags {
+    SINK_BORROWED_FD = 1, /* write to `fd`; never reopen or rotate it */
+    SINK_SYNC = 2,        /* tell PUMP_SINK_DIRTY */
+    SINK_STAMPED = 4,     /* backups are named by `suffix`, not numbered */
+};
+
+/* A file that streams write to. Strings are copied. */
+struct file_spec {
+    const char *path;      /* absolute; NULL with SINK_BORROWED_FD */
+    const char *suffix;    /* of the next backup, with SINK_STAMPED */
+    int64_t rotate_at;     /* CLOCK_REALTIME seconds: rotate then; 0: never */
+    uint64_t max_bytes;    /* rotate at a line's end before passing this; 0: never */
+    uint64_t max_held;     /* bytes gathered before it counts as full */
+    int64_t owner;         /* of the file; -1: as it comes */
+    int64_t group;
+    int32_t mode;          /* -1: 0666 less the umask */
+    int32_t fd;            /* with SINK_BORROWED_FD: duplicated, not consumed */
+    uint32_t flags;        /* enum sink_flags */
+    uint32_t backup_count; /* path.1 (newest) to path.N; 0: never rotate to numbers */
+    uint32_t rotate_age;   /* seconds since the file was made; 0: never */
+    uint32_t refresh_ms;   /* how long bytes may wait to be written together */
+};
 
 /* A file is opened by the pump; a failure to open is an event (PUMP_SINK_FAILED) and
  * is retried, and the streams wait meanwhile. -EINVAL: no path, or a relative one. */
 int sink_file_new(struct pump *pump, uint64_t id, const struct file_spec *spec, struct sink **ret_sink);
-/* Go on with other numbers (max_bytes to mode); path, fd and flags are not looked at. */
+/* Go on with other options; path, fd and SINK_BORROWED_FD are not looked at. */
 void sink_file_set(struct sink *sink, const struct file_spec *spec);
+/* Rotate at the next line end, whatever the size; an empty file is left as it is. */
+void sink_file_rotate(struct sink *sink);
+/* Have PUMP_SINK_DIRTY told again; returns a duplicate of the descriptor, to be synced
+ * and closed by the caller, or -errno. */
+int sink_file_clean(struct sink *sink);
+/* While it is locked no backup is renamed: a rotation that is due waits. Brief! */
+void sink_file_lock(struct sink *sink);
+void sink_file_unlock(struct sink *sink);
+
+/* systemd's journal. */
+struct journal_spec {
+    const char *path;       /* of the socket: .../socket, or with `header` .../stdout */
+    const char *header;     /* of a connection of the stream protocol; NULL: entries */
+    uint64_t max_held;
+    uint32_t refresh_ms;
+    bool credentials;       /* stream protocol: lines come from the streams' pids */
+};
+
+int sink_journal_new(struct pump *pump, uint64_t id, const struct journal_spec *spec,
+                     struct sink **ret_sink);
+
 /* Lines for another thread, which takes them with sink_queue_take. One batch waits
  * there and one more is gathered; then the streams wait. */
-int sink_queue_new(struct pump *pump, uint64_t id, uint32_t max_line, struct sink **ret_sink);
+int sink_queue_new(struct pump *pump, uint64_t id, uint64_t max_held, struct sink **ret_sink);
+
+enum record_flags {
+    RECORD_PARTIAL = 1, /* ends in the midst of a line that the stream's next one continues */
+};
 
 /* What stands before each run of whole lines (or piece of a line longer than max_line)
  * in a batch; the next record begins 8-aligned after its bytes. */
-struct queue_record {
-    uint64_t stream; /* id of the stream */
+struct record {
+    uint64_t stream; /* id of the stream; 0: a record of loss */
+    const struct label *label; /* the pump's own */
     int32_t pid;
+    uint32_t flags;  /* enum record_flags */
     uint32_t length; /* bytes that follow */
+    uint32_t reserved;
 };
 
 /* Wait for the next batch, at most timeout_ms (-1: for ever). Returns its length, 0 on
  * time-out, -EPIPE once the sink is closed and empty. The batch before it is given
  * back. One thread at a time; never after sink_free. */
 int64_t sink_queue_take(struct sink *sink, char **ret_data, int32_t timeout_ms);
-/* Open the file again, now: it was renamed, or what made it fail is mended. */
+
+/* Open it again, now: a file was renamed, or what made it fail is mended. */
 void sink_reopen(struct sink *sink);
 /* No stream is added any more; PUMP_SINK_CLOSED comes when the last one has ended and
  * all is written. */
@@ -210,17 +270,97 @@ void sink_close(struct sink *sink);
 /* Only after its PUMP_SINK_CLOSED was taken. */
 void sink_free(struct sink *sink);
 
-/* Read `fd` to its end into `sink`; it is made non-blocking, and the pump's own from
- * now (on failure it stays the caller's). No wake-up of the pump: the first byte wakes
- * it. `style` NULL: bytes pass as they are (a queue takes no other). `tail` bytes of
- * the newest output are remembered. -ESHUTDOWN: the sink was closed. */
-int pump_add(struct pump *pump, int32_t fd, uint64_t id, int32_t pid, struct sink *sink,
-             const struct line_style *style, uint32_t tail, struct stream **ret_stream);
+/* ---- outlets */
+
+enum line_format {
+    FORMAT_RAW,    /* bytes pass as they are */
+    FORMAT_PREFIX, /* BEFORE TIME LABEL line AFTER newline */
+    FORMAT_JSON,   /* {"time":TIME LABEL,"message":line} newline; LABEL is further members */
+    FORMAT_RECORD, /* for queues and journals: LABEL is journal fields, each NAME=value\n */
+};
+
+enum time_form {
+    TIME_NONE,
+    TIME_STRFTIME, /* by time_format, strftime(3), local time */
+    TIME_ISO,      /* ISO 8601 with microseconds and offset, local time */
+    TIME_TAI64N,   /* external TAI64N label as daemontools writes it */
+};
+
+enum outlet_flags {
+    OUTLET_DROP = 1,         /* where the sink is full: leave lines out and count them */
+    OUTLET_LEVEL_PREFIX = 2, /* journal: <N> before a line is its priority */
+};
+
+/* What is done to the lines of streams. Strings are copied, NULL is empty. */
+struct outlet_spec {
+    const char *time_format;
+    const char *before;
+    const char *after;
+    const char *name;             /* for records of loss */
+    const char *label;            /* of these records, in place of a stream's */
+    const char *const *patterns;  /* each begins with + or -, see select.c */
+    uint32_t n_patterns;
+    int32_t format;               /* enum line_format */
+    int32_t time_form;            /* enum time_form */
+    uint32_t flags;               /* enum outlet_flags */
+    int32_t priority;             /* journal: of lines without <N> */
+    uint32_t max_line;            /* a longer line is passed on in pieces */
+    uint64_t rate_lines;          /* at most so many lines in rate_ns; 0: any number */
+    uint64_t rate_ns;
+    uint64_t rate_burst;
+};
+
+/* Since its beginning. Bytes count newlines. */
+struct losses {
+    uint64_t dropped_lines; /* where the sink was full */
+    uint64_t dropped_bytes;
+    uint64_t suppressed_lines; /* above the rate */
+    uint64_t suppressed_bytes;
+};
+
+/* -EINVAL: a format that the sink can't take. */
+int outlet_new(struct sink *sink, uint64_t id, const struct outlet_spec *spec,
+               struct outlet **ret_outlet);
+void outlet_losses(const struct outlet *outlet, struct losses *ret_losses);
+/* When every stream of it was freed. */
+void outlet_free(struct outlet *outlet);
+
+/* ---- streams */
+
+struct stream_spec {
+    uint64_t id;
+    const char *label;  /* what the outlet's format puts before a line; copied */
+    int32_t fd;
+    int32_t pid;
+    uint32_t tail;      /* bytes of the newest output to remember, at most */
+};
+
+/* Read `fd` to its end (EIO ends a terminal, pty(7)) into the outlet's sink; it is made
+ * non-blocking, and the pump's own from now (on failure it stays the caller's). No
+ * wake-up of the pump: the first byte wakes it. -ESHUTDOWN: the sink was closed. */
+int pump_add(struct outlet *outlet, const struct stream_spec *spec, struct stream **ret_stream);
 /* Read what is there now, then behave as at the end of the file. */
 void stream_close(struct stream *stream);
-/* The newest output, oldest byte first; returns how many bytes. Any thread. */
-size_t stream_tail(struct stream *stream, char *ret_buffer, size_t size);
+/* The newest output, oldest byte first; returns how many bytes; ret_at: the number of
+ * bytes that were read when the last of them came. Any thread. */
+size_t stream_tail(struct stream *stream, char *ret_buffer, size_t size, uint64_t *ret_at);
 /* Bytes read from it so far. */
 uint64_t stream_bytes(const struct stream *stream);
+void stream_losses(const struct stream *stream, struct losses *ret_losses);
+/* Whether a copy of all it reads from now on goes to pump_tap_take. */
+void stream_tap(struct stream *stream, bool on);
 /* Only after its PUMP_STREAM_EOF was taken. */
 void stream_free(struct stream *stream);
+
+/* A piece of what was read, in the tap; its bytes follow, the next one is 8-aligned. */
+struct tapped {
+    uint64_t stream; /* id */
+    uint64_t at;     /* bytes of the stream up to its end */
+    uint64_t missed; /* bytes that came before it and found the tap full */
+    uint32_t length;
+    uint32_t reserved;
+};
+
+/* What was read from tapped streams, at most `size` bytes (at least 128 KiB) of whole
+ * records; returns how many bytes. */
+size_t pump_tap_take(struct pump *pump, char *ret_data, size_t size);

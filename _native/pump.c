@@ -8,14 +8,16 @@
 #include "pump.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum {
@@ -29,6 +31,13 @@ int64_t clock_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000 * MILLISECOND + t.tv_nsec;
+}
+
+int64_t wall_seconds(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME_COARSE, &t);
+    return (int64_t)t.tv_sec;
 }
 
 /* ---- requests and events --------------------------------------------------------- */
@@ -143,7 +152,12 @@ void target_tell(struct target *target, enum pump_event_kind kind, int error, bo
 {
     struct pump *pump = target->pump;
     pthread_mutex_lock(&pump->lock);
-    target->event = (struct pump_event){.kind = (int32_t)kind, .error = error, .id = target->id};
+    if ((int)kind >= FIRST_NOTICE) {
+        target->notices |= 1u << ((int)kind - FIRST_NOTICE);
+    } else {
+        target->event = (struct pump_event){.kind = (int32_t)kind, .error = error, .id = target->id};
+        target->has_event = true;
+    }
     bool fresh = !target->told;
     if (fresh) {
         target->told = true;
@@ -158,15 +172,30 @@ void target_tell(struct target *target, enum pump_event_kind kind, int error, bo
         eventfd_raise(pump->events);
 }
 
+/* The target's next event: notices, then its state. Under the lock. */
+static struct pump_event next_event(struct target *target)
+{
+    for (int i = 0; i < N_NOTICES; i++) {
+        if (target->notices & 1u << i) {
+            target->notices &= ~(1u << i);
+            return (struct pump_event){.kind = FIRST_NOTICE + i, .id = target->id};
+        }
+    }
+    target->has_event = false;
+    return target->event;
+}
+
 int pump_take(struct pump *pump, struct pump_event *ret_events, size_t cap)
 {
     size_t n = 0;
     pthread_mutex_lock(&pump->lock);
     while (n < cap && pump->told) {
         struct target *target = pump->told;
-        pump->told = target->next_told;
-        target->told = false;
-        ret_events[n++] = target->event;
+        ret_events[n++] = next_event(target);
+        if (!target->notices && !target->has_event) {
+            pump->told = target->next_told;
+            target->told = false;
+        }
     }
     if (!pump->told) {
         pump->told_last = &pump->told;
@@ -175,38 +204,6 @@ int pump_take(struct pump *pump, struct pump_event *ret_events, size_t cap)
     }
     pthread_mutex_unlock(&pump->lock);
     return (int)n;
-}
-
-/* ---- memory of batches ----------------------------------------------------------- */
-
-int slab_take(struct pump *pump, struct slab *ret_slab)
-{
-    if (pump->n_spares) {
-        *ret_slab = pump->spares[--pump->n_spares];
-        return 0;
-    }
-    char *data = mmap(NULL, SLAB_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (data == MAP_FAILED)
-        return -errno;
-    *ret_slab = (struct slab){data, SLAB_BYTES};
-    return 0;
-}
-
-void slab_give(struct pump *pump, struct slab slab, size_t used)
-{
-    if (pump->n_spares == SPARE_SLABS) {
-        slab_unmap(slab);
-        return;
-    }
-    if (used > SLAB_BYTES)
-        madvise(slab.data + SLAB_BYTES, slab.size - SLAB_BYTES, MADV_DONTNEED);
-    pump->spares[pump->n_spares++] = slab;
-}
-
-void slab_unmap(struct slab slab)
-{
-    if (slab.data)
-        munmap(slab.data, slab.size);
 }
 
 /* ---- the loop -------------------------------------------------------------------- */
@@ -239,7 +236,7 @@ static void serve_requests(struct pump *pump)
     while ((target = next_request(pump, &requests))) {
         if (target->kind == TARGET_STREAM)
             stream_serve((struct stream *)target, requests);
-        else
+        else if (target->kind == TARGET_SINK)
             sink_serve((struct sink *)target, requests);
     }
 }
@@ -281,15 +278,26 @@ static void work_agenda(struct pump *pump)
     }
 }
 
-static int timeout_ms(const struct pump *pump)
+/* Sleep until something happens or is due; epoll_pwait2 has nanoseconds, since 5.11. */
+static int wait_for_events(struct pump *pump, struct epoll_event *events)
 {
     int64_t due = pump->next_due;
     if (pump->stopping && pump->stop_at < due)
         due = pump->stop_at;
     if (due == NEVER)
-        return -1;
+        return epoll_wait(pump->epoll, events, TURN_EVENTS, -1);
     int64_t wait = due - clock_ns();
-    return wait <= 0 ? 0 : (int)((wait + MILLISECOND - 1) / MILLISECOND);
+    if (wait < 0)
+        wait = 0;
+    if (wait > INT_MAX * MILLISECOND)
+        wait = INT_MAX * MILLISECOND;
+    if (wait % MILLISECOND && wait < 10 * MILLISECOND) {
+        struct timespec t = {.tv_nsec = wait};
+        long n = syscall(SYS_epoll_pwait2, pump->epoll, events, TURN_EVENTS, &t, NULL, 0);
+        if (n >= 0 || errno != ENOSYS)
+            return (int)n;
+    }
+    return epoll_wait(pump->epoll, events, TURN_EVENTS, (int)((wait + MILLISECOND - 1) / MILLISECOND));
 }
 
 /* Pooling of small writes. A child that writes line by line would wake the pump for each
@@ -358,7 +366,7 @@ static void *run(void *argument)
     pump->now = clock_ns();
     for (;;) {
         int64_t slept = clock_ns();
-        int n = epoll_wait(pump->epoll, events, TURN_EVENTS, timeout_ms(pump));
+        int n = wait_for_events(pump, events);
         pump->now = clock_ns();
         atomic_fetch_add_explicit(&pump->turns, 1, memory_order_relaxed);
         dispatch(pump, events, n);
@@ -387,8 +395,10 @@ static int start_thread(struct pump *pump)
     return -rc;
 }
 
-static int open_descriptors(struct pump *pump)
+static int open_descriptors(struct pump *pump, int memfd)
 {
+    if (memfd >= 0 && (pump->memfd = fcntl(memfd, F_DUPFD_CLOEXEC, 3)) < 0)
+        return -errno;
     pump->epoll = epoll_create1(EPOLL_CLOEXEC);
     pump->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     pump->events = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -397,7 +407,7 @@ static int open_descriptors(struct pump *pump)
     return pump_watch(pump, pump->wake, EPOLLIN, NULL);
 }
 
-int pump_new(struct pump **ret_pump)
+int pump_new(int32_t memfd, struct pump **ret_pump)
 {
     struct pump *pump = calloc(1, sizeof *pump);
     if (!pump)
@@ -411,9 +421,13 @@ int pump_new(struct pump **ret_pump)
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&pump->end, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    pump->epoll = pump->wake = pump->events = -1;
-    pump->scratch = malloc(STYLED_BYTES);
-    int rc = pump->scratch ? open_descriptors(pump) : -ENOMEM;
+    pump->epoll = pump->wake = pump->events = pump->memfd = -1;
+    pump->scratch = malloc(WORKED_BYTES);
+    int rc = pump->scratch ? tap_init(&pump->tap, pump) : -ENOMEM;
+    if (rc == 0)
+        rc = open_descriptors(pump, memfd);
+    if (rc == 0)
+        rc = arena_new(pump->memfd, &pump->arena);
     if (rc == 0)
         rc = start_thread(pump);
     if (rc < 0) {
@@ -464,11 +478,11 @@ int64_t pump_stop(struct pump *pump, int32_t timeout)
 
 void pump_free(struct pump *pump)
 {
-    while (pump->n_spares)
-        slab_unmap(pump->spares[--pump->n_spares]);
+    arena_free(pump->arena);
+    tap_free(&pump->tap);
     free(pump->scratch);
-    int descriptors[] = {pump->epoll, pump->wake, pump->events};
-    for (int i = 0; i < 3; i++)
+    int descriptors[] = {pump->epoll, pump->wake, pump->events, pump->memfd};
+    for (int i = 0; i < 4; i++)
         if (descriptors[i] >= 0)
             close(descriptors[i]);
     pthread_cond_destroy(&pump->end);

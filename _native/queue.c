@@ -1,7 +1,6 @@
 /* A sink whose bytes a thread of Python takes: batches change hands, none is copied.
  *
- * One batch is gathered by the pump, one waits, one is in the reader's hands; a memory
- * that was read goes back to be filled again. The reader sleeps on a condition variable
+ * One batch is gathered by the pump, one waits, one is in the reader's hands. The reader sleeps on a condition variable
  * without time-out, so a quiet queue costs nothing. */
 #include "pump.h"
 
@@ -12,19 +11,16 @@ static int queue_flush(struct sink *sink)
 {
     struct queue *queue = &sink->queue;
     pthread_mutex_lock(&queue->lock);
-    queue->wanted = queue->waiting.data != NULL;
-    if (!queue->wanted) {
-        queue->waiting = sink->slab;
-        queue->waiting_length = sink->end;
-        sink->slab = queue->spent;
-        queue->spent = (struct slab){NULL, 0};
+    queue->wanted = queue->waiting != NULL;
+    bool wanted = queue->wanted;
+    if (!wanted) {
+        queue->waiting = sink->batch;
         pthread_cond_signal(&queue->filled);
     }
-    bool wanted = queue->wanted;
     pthread_mutex_unlock(&queue->lock);
     if (wanted)
         return -EAGAIN;
-    sink->begin = sink->end = 0;
+    sink->batch = NULL;
     sink->written = sink->appended;
     return 0;
 }
@@ -48,9 +44,8 @@ static void queue_close(struct sink *sink)
 static void queue_free(struct sink *sink)
 {
     struct queue *queue = &sink->queue;
-    slab_unmap(queue->waiting);
-    slab_unmap(queue->held);
-    slab_unmap(queue->spent);
+    arena_give(sink->target.pump->arena, queue->waiting);
+    arena_give(sink->target.pump->arena, queue->held);
     pthread_cond_destroy(&queue->filled);
     pthread_mutex_destroy(&queue->lock);
 }
@@ -60,10 +55,10 @@ static const struct sink_kind queue_kind = {
     .open = queue_open,
     .close = queue_close,
     .free = queue_free,
-    .header = sizeof(struct queue_record),
+    .records = true,
 };
 
-int sink_queue_new(struct pump *pump, uint64_t id, uint32_t max_line, struct sink **ret_sink)
+int sink_queue_new(struct pump *pump, uint64_t id, uint64_t max_held, struct sink **ret_sink)
 {
     struct sink *sink = calloc(1, sizeof *sink);
     if (!sink)
@@ -74,7 +69,7 @@ int sink_queue_new(struct pump *pump, uint64_t id, uint32_t max_line, struct sin
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_cond_init(&sink->queue.filled, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    sink->max_line = max_line;
+    sink->max_held = max_held;
     int rc = sink_init(sink, pump, id, &queue_kind);
     if (rc < 0) {
         queue_free(sink);
@@ -91,7 +86,7 @@ static void wait_until_filled(struct queue *queue, int32_t timeout_ms)
     int64_t until = clock_ns() + timeout_ms * MILLISECOND;
     struct timespec when = {until / (1000 * MILLISECOND), until % (1000 * MILLISECOND)};
     int rc = 0;
-    while (!queue->waiting.data && !queue->closed && rc == 0) {
+    while (!queue->waiting && !queue->closed && rc == 0) {
         if (timeout_ms < 0)
             rc = pthread_cond_wait(&queue->filled, &queue->lock);
         else
@@ -103,22 +98,23 @@ int64_t sink_queue_take(struct sink *sink, char **ret_data, int32_t timeout_ms)
 {
     struct queue *queue = &sink->queue;
     pthread_mutex_lock(&queue->lock);
-    struct slab surplus = queue->spent;
-    queue->spent = queue->held;
-    queue->held = (struct slab){NULL, 0};
+    struct block *spent = queue->held;
+    queue->held = NULL;
+    pthread_mutex_unlock(&queue->lock);
+    arena_give(sink->target.pump->arena, spent);
+    pthread_mutex_lock(&queue->lock);
     wait_until_filled(queue, timeout_ms);
     int64_t length = queue->closed ? -EPIPE : 0;
     bool wanted = false;
-    if (queue->waiting.data) {
+    if (queue->waiting) {
         queue->held = queue->waiting;
-        queue->waiting = (struct slab){NULL, 0};
-        length = (int64_t)queue->waiting_length;
-        *ret_data = queue->held.data;
+        queue->waiting = NULL;
+        length = (int64_t)block_holds(queue->held);
+        *ret_data = queue->held->data + queue->held->begin;
         wanted = queue->wanted;
         queue->wanted = false;
     }
     pthread_mutex_unlock(&queue->lock);
-    slab_unmap(surplus);
     if (wanted)
         target_ask(&sink->target, REQUEST_LOOK);
     return length;

@@ -1,11 +1,12 @@
 /* A sink: the batch of bytes to be written, the state of the place they go to, and the
- * streams that wait for it. What the place is, file.c and queue.c know.
+ * streams that wait for it. What the place is, file.c, journal.c and queue.c know.
  *
  * READY: bytes are gathered, and written when the batch is full, when they waited
  * refresh_ms, or when a stream ended. BUSY (the place takes no more now): gathered until
- * the batch is full. FAILED: nothing is read; the batch stays, and is tried again after
- * a pause that doubles. A stream that has bytes while its sink takes none is parked: out
- * of epoll, so that it costs nothing, and its writer waits in write(2). Nothing is lost.
+ * max_held. FAILED: nothing is read; the batch stays, and is tried again after a pause
+ * that doubles. A stream that has bytes while its sink takes none is parked: out of
+ * epoll, so that it costs nothing, and its writer waits in write(2). Nothing is lost.
+ * A stream whose outlet has OUTLET_DROP is read on, and what finds no room is counted.
  *
  * Everything that may change the state happens in sink_turn, at the end of a turn, but
  * for a write of a full batch in the midst of it. */
@@ -14,7 +15,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 static const int64_t backoff_first = 100 * MILLISECOND;
 static const int64_t backoff_most = 5000 * MILLISECOND;
@@ -26,6 +26,7 @@ int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const struct si
     sink->state = SINK_FAILED; /* until it is opened */
     sink->backoff = backoff_first;
     sink->deadline = NEVER;
+    sink->max_held = sink->max_held ? sink->max_held : HELD_BYTES;
     sink->ended_last = &sink->ended;
     int rc = target_list(&sink->target, pump, TARGET_SINK, id);
     if (rc == 0)
@@ -59,46 +60,61 @@ static void unschedule(struct sink *sink)
 
 /* ---- the batch ------------------------------------------------------------------- */
 
-bool sink_takes(const struct sink *sink)
+bool sink_takes(const struct sink *sink, const struct outlet *outlet)
 {
-    return sink->state != SINK_FAILED && sink_holds(sink) < BATCH_BYTES;
+    bool waits = sink->state == SINK_FAILED && !(outlet->flags & OUTLET_DROP);
+    return !waits && sink_holds(sink) < sink->max_held;
 }
 
 char *sink_room(struct sink *sink, size_t size)
 {
-    struct slab *slab = &sink->slab;
-    if (!slab->data && slab_take(sink->target.pump, slab) < 0)
+    struct arena *arena = sink->target.pump->arena;
+    uint32_t kind = sink->kind->records ? PENDING_RECORDS : PENDING_BATCH;
+    struct block *batch = sink->batch;
+    if (!batch) {
+        batch = arena_take(arena, sink->target.id, kind, size > BLOCK_UNIT ? size : BLOCK_UNIT);
+    } else if (batch->size - batch->end < size) {
+        size_t held = block_holds(batch), begin = batch->begin % 8; /* records stay aligned */
+        if (batch->size >= begin + held + size) {
+            memmove(batch->data + begin, batch->data + batch->begin, held);
+            batch->begin = begin;
+            batch->end = begin + held;
+        } else {
+            batch = arena_grow(arena, batch, held + size);
+        }
+    }
+    if (!batch)
         return NULL;
-    if (slab->size - sink->end < size && sink->begin) {
-        memmove(slab->data, slab->data + sink->begin, sink_holds(sink));
-        sink->end -= sink->begin;
-        sink->begin = 0;
-    }
-    if (slab->size - sink->end < size) {
-        size_t wanted = slab->size;
-        while (wanted - sink->end < size)
-            wanted *= 2;
-        char *data = mremap(slab->data, slab->size, wanted, MREMAP_MAYMOVE);
-        if (data == MAP_FAILED)
-            return NULL;
-        *slab = (struct slab){data, wanted};
-    }
-    return slab->data + sink->end;
+    sink->batch = batch;
+    return batch->data + batch->end;
 }
 
 void sink_commit(struct sink *sink, const char *end)
 {
-    size_t length = (size_t)(end - sink->slab.data) - sink->end;
-    sink->end += length;
+    size_t length = (size_t)(end - sink->batch->data) - sink->batch->end;
+    sink->batch->end += length;
     sink->appended += length;
+}
+
+void sink_took(struct sink *sink, size_t size)
+{
+    sink->batch->begin += size;
+    sink->written += size;
 }
 
 static void release_batch(struct sink *sink)
 {
-    if (sink->slab.data)
-        slab_give(sink->target.pump, sink->slab, sink->end);
-    sink->slab = (struct slab){NULL, 0};
-    sink->begin = sink->end = 0;
+    arena_give(sink->target.pump->arena, sink->batch);
+    sink->batch = NULL;
+}
+
+/* Forget the batch, written or not; returns its bytes. */
+static size_t release_all(struct sink *sink)
+{
+    size_t held = sink_holds(sink);
+    release_batch(sink);
+    sink->written = sink->appended;
+    return held;
 }
 
 /* ---- streams that wait ----------------------------------------------------------- */
@@ -118,14 +134,14 @@ static void unpark(struct sink *sink)
     sink->parked = NULL;
     while (stream) {
         struct stream *next = stream->next;
-        if (sink_takes(sink))
+        if (sink_takes(sink, stream->outlet))
             stream_resume(stream);
         else
             sink_park(sink, stream);
         stream = next;
     }
     /* epoll_ctl had no memory for one: the sink itself will not tell again. */
-    if (sink->parked && sink_takes(sink))
+    if (sink->parked && sink_takes(sink, sink->parked->outlet))
         sink_schedule(sink, sink->target.pump->now + unpark_pause);
 }
 
@@ -186,10 +202,10 @@ void sink_flush(struct sink *sink)
     int rc = 0;
     if (sink_holds(sink) && sink->state != SINK_DISCARDS)
         rc = sink->kind->flush(sink);
-    if (sink->state == SINK_DISCARDS) {
-        sink->written = sink->appended;
-        sink->begin = sink->end;
-    }
+    if (sink->state == SINK_DISCARDS)
+        release_all(sink);
+    else if (rc == 0 && sink->kind->rest)
+        rc = sink->kind->rest(sink);
     if (rc == -EAGAIN) {
         sink->state = SINK_BUSY;
     } else if (rc < 0) {
@@ -204,9 +220,9 @@ void sink_flush(struct sink *sink)
 
 void sink_gathered(struct sink *sink)
 {
-    if (sink->state == SINK_BUSY)
+    if (sink->state == SINK_BUSY || sink->state == SINK_FAILED)
         return;
-    if (sink_holds(sink) >= BATCH_BYTES)
+    if (sink_holds(sink) >= BATCH_BYTES || sink_holds(sink) >= sink->max_held)
         sink_flush(sink);
     else
         sink_schedule(sink, sink->target.pump->now + sink->refresh_ms * MILLISECOND);
@@ -249,13 +265,36 @@ static void finish(struct sink *sink)
     target_tell(&sink->target, PUMP_SINK_CLOSED, 0, true);
 }
 
+/* Records of loss that are due; where there is no room yet, the owner hears all the same. */
+static void write_notes(struct sink *sink)
+{
+    struct outlet *outlet = sink->noting;
+    while (outlet) {
+        struct outlet *next = outlet->next_noting;
+        bool takes = sink->state != SINK_FAILED && sink_holds(sink) < sink->max_held;
+        if (outlet->note_at > sink->target.pump->now) {
+            sink_schedule(sink, outlet->note_at);
+        } else if (takes) {
+            outlet_note(outlet, false);
+            sink_gathered(sink);
+        } else {
+            outlet->note_at = sink->target.pump->now + 1000 * MILLISECOND;
+            target_tell(&outlet->target, PUMP_OUTLET_LOSS, 0, false);
+            sink_schedule(sink, outlet->note_at);
+        }
+        outlet = next;
+    }
+}
+
 void sink_turn(struct sink *sink)
 {
     if (sink->state == SINK_FAILED)
         retry(sink);
     else
         sink_flush(sink);
-    if (sink->parked && sink_takes(sink))
+    if (sink->noting)
+        write_notes(sink);
+    if (sink->parked && sink_takes(sink, sink->parked->outlet))
         unpark(sink);
     if (sink->closing && is_finished(sink))
         finish(sink);
@@ -279,6 +318,8 @@ void sink_serve(struct sink *sink, uint32_t requests)
         sink->kind->set(sink);
     if (requests & REQUEST_REOPEN)
         reopen(sink);
+    if (requests & REQUEST_ROTATE)
+        sink->file.rotate_now = true;
     if (requests & REQUEST_CLOSE)
         sink->closing = true;
     sink_schedule(sink, 0);
@@ -286,9 +327,7 @@ void sink_serve(struct sink *sink, uint32_t requests)
 
 size_t sink_abandon(struct sink *sink)
 {
-    size_t lost = sink_holds(sink);
-    sink->written = sink->appended;
-    sink->begin = sink->end;
+    size_t lost = release_all(sink);
     tell_ended(sink);
     finish(sink);
     return lost;

@@ -4,7 +4,12 @@
  * exceptions end in the midst of a line, and leave the stream's mark in sink->open_line:
  * a line that grew to max_line, the unfinished line at the end of a raw stream, and any
  * bytes when there is no memory to hold them back. If another stream is next, a newline
- * comes first. A styled stream has its last line finished for it. */
+ * comes first. A stream whose lines have a form has its last one finished for it.
+ *
+ * There are two ways to read. Directly, when nothing is done to a line: into the batch.
+ * Else into a buffer of the pump, and from there line by line: `fate` remembers what was
+ * decided about a line while it comes in pieces, so it is taken or left out as a whole.
+ * That is also how lines are left out when the sink is full. */
 #include "pump.h"
 
 #include <errno.h>
@@ -15,32 +20,55 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { PARTIAL_BYTES = 256 }; /* of an unfinished line, at first; kept between lines */
+enum { TAIL_LEAST = 64 };
 
 /* ---- the tail and the unfinished line ------------------------------------------- */
 
-/* The newest bytes go round in a circle; its memory comes with the first byte. */
+/* Under the tail's lock: grow until the tail has its size; until then it is no circle. */
+static bool tail_grow(struct stream *stream, uint64_t wanted)
+{
+    uint64_t room = stream->tail_room ? stream->tail_room : TAIL_LEAST;
+    while (room < wanted)
+        room *= 2;
+    if (room > stream->tail_size)
+        room = stream->tail_size;
+    if (room <= stream->tail_room)
+        return true;
+    char *larger = realloc(stream->tail, room);
+    if (!larger)
+        return false;
+    stream->tail = larger;
+    stream->tail_room = (uint32_t)room;
+    return true;
+}
+
+static void tail_put(struct stream *stream, uint64_t before, const char *data, size_t length)
+{
+    if (!tail_grow(stream, before + length)) {
+        stream->tail_size = stream->tail_room = 0;
+        return;
+    }
+    size_t room = stream->tail_room, skip = length > room ? length - room : 0;
+    size_t at = (before + skip) % room, n = length - skip;
+    size_t first = n < room - at ? n : room - at;
+    memcpy(stream->tail + at, data + skip, first);
+    memcpy(stream->tail, data + skip + first, n - first);
+}
+
+/* What is new, for all who want to know. */
 static void remember(struct stream *stream, const char *data, size_t length)
 {
     uint64_t before = atomic_load_explicit(&stream->bytes, memory_order_relaxed);
     if (stream->tail_size) {
-        size_t size = stream->tail_size, skip = length > size ? length - size : 0;
-        size_t at = (before + skip) % size, n = length - skip;
-        size_t first = n < size - at ? n : size - at;
         pthread_mutex_lock(&stream->tail_lock);
-        if (!stream->tail)
-            stream->tail = malloc(size);
-        if (stream->tail) {
-            memcpy(stream->tail + at, data + skip, first);
-            memcpy(stream->tail, data + skip + first, n - first);
-        } else {
-            stream->tail_size = 0;
-        }
+        tail_put(stream, before, data, length);
         atomic_store_explicit(&stream->bytes, before + length, memory_order_relaxed);
         pthread_mutex_unlock(&stream->tail_lock);
     } else {
         atomic_store_explicit(&stream->bytes, before + length, memory_order_relaxed);
     }
+    if (atomic_load_explicit(&stream->tapped, memory_order_relaxed))
+        tap_copy(stream, data, length, before + length);
 }
 
 /* For the pooling of small writes. */
@@ -55,91 +83,85 @@ static void account(struct pump *pump, size_t length, size_t limit)
 
 static bool partial_room(struct stream *stream, size_t size)
 {
-    if (size <= stream->partial_size)
-        return true;
-    size_t wanted = stream->partial_size ? stream->partial_size : PARTIAL_BYTES;
-    while (wanted < size)
-        wanted *= 2;
-    char *bigger = realloc(stream->partial, wanted);
-    if (!bigger)
-        return false;
-    stream->partial = bigger;
-    stream->partial_size = wanted;
-    return true;
+    struct arena *arena = stream->target.pump->arena;
+    struct block *block = stream->partial;
+    block = block ? arena_grow(arena, block, size) : arena_take(arena, stream->target.id, PENDING_LINE, size);
+    if (block)
+        stream->partial = block;
+    return block != NULL;
 }
 
 static void partial_add(struct stream *stream, const char *data, size_t length)
 {
-    if (length)
-        memcpy(stream->partial + stream->partial_length, data, length);
-    stream->partial_length += length;
-}
-
-/* Memory follows what is held: a stream between lines keeps no more than a short one. */
-static void partial_settle(struct stream *stream)
-{
-    bool empty = stream->partial_length == 0;
-    if (stream->partial_size <= (empty ? PARTIAL_BYTES : 16 * PARTIAL_BYTES))
+    if (length == 0)
         return;
-    if (empty) {
-        free(stream->partial);
-        stream->partial = NULL;
-        stream->partial_size = 0;
-    } else if (stream->partial_length <= PARTIAL_BYTES) {
-        char *smaller = realloc(stream->partial, PARTIAL_BYTES);
-        if (smaller) {
-            stream->partial = smaller;
-            stream->partial_size = PARTIAL_BYTES;
-        }
-    }
+    memcpy(stream->partial->data + stream->partial->end, data, length);
+    stream->partial->end += length;
 }
 
-/* ---- raw lines ------------------------------------------------------------------- */
+static void partial_drop(struct stream *stream)
+{
+    arena_give(stream->target.pump->arena, stream->partial);
+    stream->partial = NULL;
+}
+
+static size_t partial_length(const struct stream *stream)
+{
+    return block_holds(stream->partial);
+}
+
+/* ---- directly -------------------------------------------------------------------- */
 
 static bool interrupts(const struct stream *stream)
 {
     const struct sink *sink = stream->sink;
-    return sink->open_line && sink->open_line != stream && !sink->kind->header;
+    return sink->open_line && sink->open_line != stream && !sink->kind->records;
+}
+
+static char *put_record(struct stream *stream, char *to, size_t length, uint32_t flags)
+{
+    struct record record = {
+        .stream = stream->target.id,
+        .label = stream->label,
+        .pid = stream->pid,
+        .flags = flags,
+        .length = (uint32_t)length,
+    };
+    memcpy(to, &record, sizeof record);
+    return to + sizeof record;
 }
 
 /* Bytes that come before those of a read. */
 static size_t gap_length(const struct stream *stream)
 {
-    return stream->sink->kind->header + interrupts(stream) + stream->partial_length;
+    size_t header = stream->sink->kind->records ? sizeof(struct record) : 0;
+    return header + interrupts(stream) + partial_length(stream);
 }
 
 /* Fill the gap at `base`, which `length` bytes follow. */
-static void fill_gap(struct stream *stream, char *base, size_t length)
+static void fill_gap(struct stream *stream, char *base, size_t length, uint32_t flags)
 {
-    struct sink *sink = stream->sink;
+    size_t partial = partial_length(stream);
     bool interrupt = interrupts(stream);
-    if (sink->kind->header) {
-        struct queue_record record = {
-            .stream = stream->target.id,
-            .pid = stream->pid,
-            .length = (uint32_t)(stream->partial_length + length),
-        };
-        memcpy(base, &record, sizeof record);
-        base += sizeof record;
-    }
+    if (stream->sink->kind->records)
+        base = put_record(stream, base, partial + length, flags);
     if (interrupt)
         *base++ = '\n';
-    if (stream->partial_length)
-        memcpy(base, stream->partial, stream->partial_length);
-    stream->partial_length = 0;
+    if (partial)
+        memcpy(base, stream->partial->data, partial);
 }
 
 /* The run of lines from `base` to `end` is complete: it is the batch's. */
-static void seal(struct stream *stream, const char *base, char *end)
+static void seal(struct stream *stream, char *end)
 {
-    if (stream->sink->kind->header)
-        while ((end - base) % 8)
-            *end++ = 0;
-    sink_commit(stream->sink, end);
+    struct sink *sink = stream->sink;
+    while (sink->kind->records && (end - sink->batch->data) % 8)
+        *end++ = '\0';
+    sink_commit(sink, end);
 }
 
 /* Returns what read(2) does, or -errno; -ENOMEM has read nothing. */
-static ssize_t read_raw(struct stream *stream, size_t limit)
+static ssize_t read_directly(struct stream *stream, size_t limit)
 {
     struct sink *sink = stream->sink;
     size_t gap = gap_length(stream);
@@ -155,82 +177,187 @@ static ssize_t read_raw(struct stream *stream, size_t limit)
     account(stream->target.pump, length, limit);
     char *newline = memrchr(fresh, '\n', length);
     size_t whole = newline ? (size_t)(newline + 1 - fresh) : 0;
-    size_t rest = length - whole, held = rest + (whole ? 0 : stream->partial_length);
-    bool piece = held >= sink->max_line || !partial_room(stream, held);
+    size_t rest = length - whole, held = rest + (whole ? 0 : partial_length(stream));
+    bool piece = held >= stream->outlet->max_line;
+    struct block *partial = NULL;
+    if (!piece && whole && rest) {
+        partial = arena_take(stream->target.pump->arena, stream->target.id, PENDING_LINE, rest);
+        piece = !partial;
+    } else if (!piece && rest) {
+        piece = !partial_room(stream, held);
+    }
     if (piece) {
         whole = length;
         rest = 0;
     }
-    if (whole)
-        fill_gap(stream, base, whole);
-    partial_add(stream, fresh + whole, rest);
-    if (whole) {
-        seal(stream, base, fresh + whole);
-        sink->open_line = piece ? stream : NULL;
-        partial_settle(stream);
+    if (!whole) {
+        partial_add(stream, fresh, rest);
+        return n;
     }
+    fill_gap(stream, base, whole, piece ? RECORD_PARTIAL : 0);
+    partial_drop(stream);
+    stream->partial = partial;
+    partial_add(stream, fresh + whole, rest);
+    seal(stream, fresh + whole); /* last: its padding may lie on the rest */
+    sink->open_line = piece ? stream : NULL;
+    stream->fate = piece ? FATE_KEPT : FATE_OPEN;
     return n;
 }
 
-/* ---- styled lines ---------------------------------------------------------------- */
+/* ---- line by line ---------------------------------------------------------------- */
 
-static char *put_text(char *to, const char *text, size_t length)
+/* A read that is passed on line by line. */
+struct work {
+    struct stream *stream;
+    char *to;         /* where the batch goes on; NULL: not asked for yet */
+    char *room_end;
+    char *record;     /* the header of the run of lines so far, or NULL */
+    uint32_t flags;   /* of that record */
+    bool full;        /* the sink takes nothing more: lines are left out */
+    bool over;        /* nothing follows: an unfinished line is no part of a longer one */
+};
+
+static void close_record(struct work *work)
 {
-    memcpy(to, text, length);
-    return to + length;
+    if (!work->record)
+        return;
+    size_t length = (size_t)(work->to - work->record) - sizeof(struct record);
+    put_record(work->stream, work->record, length, work->flags);
+    while ((work->to - work->stream->sink->batch->data) % 8)
+        *work->to++ = '\0';
+    work->record = NULL;
+    work->flags = 0;
 }
 
-/* Append to `to` the unfinished line and `length` more bytes, in the stream's style;
- * `ends`: a newline too. */
-static char *put_line(struct stream *stream, char *to, const char *text, size_t length, bool ends)
+static void commit(struct work *work)
 {
+    close_record(work);
+    if (work->to)
+        sink_commit(work->stream->sink, work->to);
+    work->to = work->room_end = NULL;
+}
+
+/* Room for `size` bytes at `to`; writes the batch where there is little. False: no memory. */
+static bool make_room(struct work *work, size_t size)
+{
+    struct sink *sink = work->stream->sink;
+    size += 1 + sizeof(struct record) + 8;
+    if (work->to && (size_t)(work->room_end - work->to) >= size)
+        return true;
+    commit(work);
+    if (sink_holds(sink) >= BATCH_BYTES && sink->state == SINK_READY)
+        sink_flush(sink);
+    work->to = sink_room(sink, size);
+    work->room_end = work->to ? sink->batch->data + sink->batch->size : NULL;
+    return work->to != NULL;
+}
+
+static void put_piece(struct work *work, const char *text, size_t length, unsigned piece)
+{
+    struct stream *stream = work->stream;
     struct sink *sink = stream->sink;
-    const struct style *style = stream->style;
-    if (sink->open_line != stream) {
-        if (sink->open_line)
-            *to++ = '\n';
-        to = put_text(to, style->prefix, style->prefix_length);
+    const struct outlet *outlet = stream->outlet;
+    if (!make_room(work, outlet_room(outlet, stream->label, length))) {
+        outlet_lose(stream, FATE_DROPPED, piece & PIECE_LAST ? 1 : 0, length + (piece & PIECE_LAST ? 1 : 0));
+        return;
     }
-    if (stream->partial_length)
-        to = put_text(to, stream->partial, stream->partial_length);
-    stream->partial_length = 0;
-    to = put_text(to, text, length);
-    to = put_text(to, style->after, style->after_length);
-    if (ends)
-        *to++ = '\n';
-    sink->open_line = ends ? NULL : stream;
-    return to;
+    if (sink->kind->records) {
+        if (!work->record) {
+            work->record = work->to;
+            work->to += sizeof(struct record);
+        }
+    } else if (interrupts(stream)) {
+        *work->to++ = '\n';
+    }
+    if (!(piece & PIECE_FIRST) && sink->open_line != stream)
+        piece |= PIECE_RESUMED;
+    work->to = outlet_put(outlet, stream->label, work->to, text, length, piece);
+    sink->open_line = piece & PIECE_LAST || outlet->format == FORMAT_JSON ? NULL : stream;
+    if (!(piece & PIECE_LAST)) {
+        work->flags = work->over ? 0 : RECORD_PARTIAL;
+        close_record(work);
+    }
 }
 
-static ssize_t read_styled(struct stream *stream, size_t limit)
+/* A line, or a piece of one; `ends`: its newline follows, which is not in `length`. */
+static void take_piece(struct work *work, const char *text, size_t length, bool ends)
 {
-    struct sink *sink = stream->sink;
-    size_t frame = stream->style->frame;
-    if (limit > STYLED_BYTES)
-        limit = STYLED_BYTES;
-    /* For the worst: newlines alone. Mapped, not touched. */
-    char *to = sink_room(sink, 1 + stream->partial_length + limit + (limit + 1) * frame);
-    if (!to)
-        return -ENOMEM;
+    struct stream *stream = work->stream;
+    unsigned piece = ends ? PIECE_LAST : 0;
+    if (stream->fate == FATE_OPEN) {
+        piece |= PIECE_FIRST;
+        stream->fate = work->full ? FATE_DROPPED
+                                  : outlet_judge(stream->outlet, stream->target.pump->now, text, length);
+    }
+    if (stream->fate == FATE_KEPT && work->full) {
+        stream->fate = FATE_DROPPED; /* the rest of a line that was begun */
+        if (stream->sink->open_line == stream)
+            stream->sink->open_line = stream->sink;
+    }
+    if (stream->fate == FATE_KEPT)
+        put_piece(work, text, length, piece);
+    else
+        outlet_lose(stream, stream->fate, ends, length + ends);
+    if (ends)
+        stream->fate = FATE_OPEN;
+}
+
+/* The unfinished line, to which more was added; `ends`: its newline follows. */
+static void take_partial(struct work *work, bool ends)
+{
+    struct stream *stream = work->stream;
+    take_piece(work, stream->partial->data, partial_length(stream), ends);
+    partial_drop(stream);
+}
+
+/* Text without a newline, which `ends` says follows: with the unfinished line before it a
+ * line, or pieces of max_line bytes and what is left. */
+static void take_text(struct work *work, const char *text, size_t length, bool ends)
+{
+    struct stream *stream = work->stream;
+    size_t most = stream->outlet->max_line, held = partial_length(stream);
+    if (held) {
+        size_t n = length < most - held ? length : most - held;
+        if (partial_room(stream, held + n)) {
+            partial_add(stream, text, n);
+            text += n;
+            length -= n;
+        }
+        if (length == 0 && !ends)
+            return;
+        take_partial(work, ends && length == 0);
+        if (ends && length == 0)
+            return;
+    }
+    for (; length > most; text += most, length -= most)
+        take_piece(work, text, most, false);
+    if (ends)
+        take_piece(work, text, length, true);
+    else if (length && partial_room(stream, length))
+        partial_add(stream, text, length);
+    else if (length)
+        take_piece(work, text, length, false);
+}
+
+static ssize_t read_worked(struct stream *stream, size_t limit, bool full)
+{
+    struct work work = {.stream = stream, .full = full};
+    if (limit > WORKED_BYTES)
+        limit = WORKED_BYTES;
     char *from = stream->target.pump->scratch;
     ssize_t n = read(stream->fd, from, limit);
     if (n <= 0)
         return n < 0 ? -errno : 0;
     remember(stream, from, (size_t)n);
     account(stream->target.pump, (size_t)n, limit);
-    style_refresh(stream->style);
+    stamp_refresh(&stream->outlet->stamp);
     const char *end = from + n, *newline;
     while ((newline = memchr(from, '\n', (size_t)(end - from)))) {
-        to = put_line(stream, to, from, (size_t)(newline - from), true);
+        take_text(&work, from, (size_t)(newline - from), true);
         from += newline + 1 - from;
     }
-    size_t rest = (size_t)(end - from), held = stream->partial_length + rest;
-    if (held >= sink->max_line || !partial_room(stream, held))
-        to = put_line(stream, to, from, rest, false);
-    else
-        partial_add(stream, from, rest);
-    sink_commit(sink, to);
-    partial_settle(stream);
+    take_text(&work, from, (size_t)(end - from), false);
+    commit(&work);
     return n;
 }
 
@@ -240,20 +367,27 @@ static ssize_t read_styled(struct stream *stream, size_t limit)
 static int put_last_line(struct stream *stream)
 {
     struct sink *sink = stream->sink;
-    if (stream->partial_length) {
-        size_t gap = gap_length(stream), frame = stream->style ? stream->style->frame : 0;
-        char *base = sink_room(sink, gap + 8 + frame);
+    size_t held = partial_length(stream);
+    const struct outlet *outlet = stream->outlet;
+    bool full = outlet->flags & OUTLET_DROP && !sink_takes(sink, outlet);
+    bool finish = outlet->format == FORMAT_PREFIX && (held || sink->open_line == stream);
+    if (finish || (held && (outlet->works || stream->fate != FATE_OPEN || full))) {
+        struct work work = {.stream = stream, .full = full, .over = true};
+        stamp_refresh(&stream->outlet->stamp);
+        take_piece(&work, held ? stream->partial->data : "", held, finish || outlet->format == FORMAT_JSON);
+        commit(&work);
+    } else if (held) {
+        size_t gap = gap_length(stream);
+        char *base = sink_room(sink, gap + 8);
         if (!base)
             return -ENOMEM;
-        if (stream->style) {
-            style_refresh(stream->style);
-            sink_commit(sink, put_line(stream, base, "", 0, true));
-        } else {
-            fill_gap(stream, base, 0);
-            seal(stream, base, base + gap);
-            sink->open_line = stream;
-        }
+        fill_gap(stream, base, 0, 0);
+        seal(stream, base + gap);
+        sink->open_line = stream;
     }
+    partial_drop(stream);
+    if (stream->outlet->note_at != NEVER)
+        outlet_note(stream->outlet, true);
     if (sink->open_line == stream)
         sink->open_line = sink; /* of nobody who could go on with it */
     return 0;
@@ -271,9 +405,6 @@ static void end_stream(struct stream *stream, int error)
         pump_unwatch(stream->target.pump, stream->fd);
     close(stream->fd);
     stream->fd = -1;
-    free(stream->partial);
-    stream->partial = NULL;
-    stream->partial_size = 0;
     stream->error = error;
     stream->state = STREAM_ENDED;
     sink_stream_ended(stream->sink, stream);
@@ -289,8 +420,8 @@ size_t stream_abandon(struct stream *stream)
     if (stream->state == STREAM_PARKED)
         stream->sink->parked = NULL; /* each of them is abandoned */
     if (put_last_line(stream) < 0) {
-        lost += stream->partial_length;
-        stream->partial_length = 0;
+        lost += partial_length(stream);
+        partial_drop(stream);
     }
     end_stream(stream, ETIMEDOUT);
     return lost;
@@ -302,11 +433,14 @@ size_t stream_abandon(struct stream *stream)
 static size_t read_once(struct stream *stream, size_t limit)
 {
     struct sink *sink = stream->sink;
-    if (!sink_takes(sink)) {
+    const struct outlet *outlet = stream->outlet;
+    bool full = !sink_takes(sink, outlet);
+    if (full && !(outlet->flags & OUTLET_DROP)) {
         sink_park(sink, stream);
         return 0;
     }
-    ssize_t n = stream->style ? read_styled(stream, limit) : read_raw(stream, limit);
+    bool works = outlet->works || full || stream->fate == FATE_DROPPED;
+    ssize_t n = works ? read_worked(stream, limit, full) : read_directly(stream, limit);
     if (n > 0) {
         sink_gathered(sink);
         return (size_t)n;
@@ -314,7 +448,9 @@ static size_t read_once(struct stream *stream, size_t limit)
     if (n == -ENOMEM) {
         sink_fail(sink, ENOMEM);
         sink_park(sink, stream);
-    } else if (n == 0 || (n != -EAGAIN && n != -EINTR)) {
+    } else if (n == 0 || n == -EIO) { /* EIO: nobody has the terminal open any more, pty(7) */
+        end_stream(stream, 0);
+    } else if (n != -EAGAIN && n != -EINTR) {
         end_stream(stream, (int)-n);
     } else if (stream->closing) {
         stream->leftover = 0;
@@ -395,22 +531,20 @@ static int watch(struct stream *stream, struct pump *pump, uint64_t id)
     return rc;
 }
 
-int pump_add(struct pump *pump, int32_t fd, uint64_t id, int32_t pid, struct sink *sink,
-             const struct line_style *spec, uint32_t tail, struct stream **ret_stream)
+int pump_add(struct outlet *outlet, const struct stream_spec *spec, struct stream **ret_stream)
 {
-    if (spec && sink->kind->header)
-        return -EINVAL;
     struct stream *stream = calloc(1, sizeof *stream);
     if (!stream)
         return -ENOMEM;
-    stream->sink = sink;
-    stream->fd = fd;
-    stream->pid = pid;
-    stream->tail_size = tail;
+    stream->outlet = outlet;
+    stream->sink = outlet->sink;
+    stream->fd = spec->fd;
+    stream->pid = spec->pid;
+    stream->tail_size = spec->tail;
     pthread_mutex_init(&stream->tail_lock, NULL);
-    int rc = spec ? style_new(spec, &stream->style) : 0;
+    int rc = label_new(outlet, spec->label, &stream->label);
     if (rc == 0)
-        rc = watch(stream, pump, id);
+        rc = watch(stream, outlet->sink->target.pump, spec->id);
     if (rc < 0)
         stream_free(stream);
     else
@@ -423,18 +557,19 @@ void stream_close(struct stream *stream)
     target_ask(&stream->target, REQUEST_CLOSE);
 }
 
-size_t stream_tail(struct stream *stream, char *ret_buffer, size_t size)
+size_t stream_tail(struct stream *stream, char *ret_buffer, size_t size, uint64_t *ret_at)
 {
     pthread_mutex_lock(&stream->tail_lock);
-    uint64_t bytes = stream->tail ? stream_bytes(stream) : 0;
-    size_t circle = stream->tail_size, n = bytes < circle ? (size_t)bytes : circle;
+    uint64_t bytes = stream_bytes(stream);
+    size_t room = stream->tail ? stream->tail_room : 0, n = bytes < room ? (size_t)bytes : room;
     if (n > size)
         n = size;
     if (n) {
-        size_t at = (bytes - n) % circle, first = n < circle - at ? n : circle - at;
+        size_t at = (bytes - n) % room, first = n < room - at ? n : room - at;
         memcpy(ret_buffer, stream->tail + at, first);
         memcpy(ret_buffer + first, stream->tail, n - first);
     }
+    *ret_at = bytes;
     pthread_mutex_unlock(&stream->tail_lock);
     return n;
 }
@@ -444,11 +579,25 @@ uint64_t stream_bytes(const struct stream *stream)
     return atomic_load_explicit(&stream->bytes, memory_order_relaxed);
 }
 
+void stream_losses(const struct stream *stream, struct losses *ret_losses)
+{
+    *ret_losses = (struct losses){
+        atomic_load_explicit(&stream->dropped_lines, memory_order_relaxed),
+        atomic_load_explicit(&stream->dropped_bytes, memory_order_relaxed),
+        atomic_load_explicit(&stream->suppressed_lines, memory_order_relaxed),
+        atomic_load_explicit(&stream->suppressed_bytes, memory_order_relaxed),
+    };
+}
+
+void stream_tap(struct stream *stream, bool on)
+{
+    atomic_store_explicit(&stream->tapped, on, memory_order_relaxed);
+}
+
 void stream_free(struct stream *stream)
 {
     pthread_mutex_destroy(&stream->tail_lock);
-    style_free(stream->style);
-    free(stream->partial);
+    free(stream->label);
     free(stream->tail);
     free(stream);
 }

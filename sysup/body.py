@@ -26,17 +26,18 @@ import signal
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
 from sysup.process import MARKER, OS, Launch, Process, identity
 from sysup.protocol import SysupError
-from sysup.streams import Pump, Sink, Stream, StreamName, open_sink
+from sysup.streams import Direct, Losses, Pump, Sink, Source, Stream, StreamName, open_sink
 
 log = logging.getLogger("sysup.body")
 
-TAIL = 2048
-"""Bytes of the newest output that are remembered of each stream."""
+TAIL = 4096
+"""Bytes of the newest output that are remembered of each stream, at most."""
 FIRST_LOOK = 0.01
 """Seconds between a death and the look through /proc; more deaths join in meanwhile."""
 LAZY_LOOK = 0.25
@@ -55,6 +56,7 @@ class Body:
     process: Process
     marker: str
     streams: list[Stream]
+    wid: int = 0
     dead: bool = False
     tree_empty: bool = False
     on_output: list[Callable[[str], None]] = field(default_factory=list)
@@ -83,6 +85,7 @@ class Setting:
 
     os: OS
     pump: Pump
+    app: str = ""
     circus: bool = False
     sockets: Mapping[str, int] = field(default_factory=dict)
     socket_problems: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +103,7 @@ class Mould:
     Args:
         on_read_out: told of a body when one of its pipes was read to the end.
         on_sink: told why output can't be written, and None when it can again.
+        on_loss: told how many lines of a stream ("stdout", "stderr") were left out.
     """
 
     _serials = itertools.count(1)
@@ -111,12 +115,14 @@ class Mould:
         spec: WatcherSpec,
         on_read_out: Callable[[Body], None],
         on_sink: Callable[[str | None], None],
+        on_loss: Callable[[StreamName, Losses], None] = lambda name, losses: None,
     ) -> None:
         self._setting = setting
         self._spec = spec
         self._on_read_out = on_read_out
         self._on_sink = on_sink
-        self._sinks: dict[StreamName, Sink] = {}
+        self._on_loss = on_loss
+        self._sinks: dict[StreamName, Sink | Direct] = {}
         self._launcher = setting.os.launcher(self._launch())
         try:
             self._open_sinks()
@@ -142,14 +148,17 @@ class Mould:
         reading: dict[StreamName, int] = {}
         writing: dict[StreamName, int] = {}
         try:
-            for name in self._sinks:
-                reading[name], writing[name] = os.pipe2(os.O_CLOEXEC)
+            for name, sink in self._sinks.items():
+                if isinstance(sink, Direct):
+                    writing[name] = sink.connect()
+                else:
+                    reading[name], writing[name] = os.pipe2(os.O_CLOEXEC)
             process = self._launcher.spawn(
                 argv=config.command(self._spec, wid, self._setting.sockets),
                 env={MARKER: marker},
                 fds={FD[name]: fd for name, fd in writing.items()},
             )
-            body = Body(serial, process, marker, [])
+            body = Body(serial, process, marker, [], wid)
             self._read(body, reading)
         except OSError as error:
             raise SysupError(f"cannot make its pipes: {error.strerror}") from None
@@ -164,10 +173,14 @@ class Mould:
         process, system = body.process, self._setting.os
         try:
             for name, sink in self._sinks.items():
+                if isinstance(sink, Direct):
+                    continue
                 stream = self._setting.pump.add(
                     reading[name],
                     process.pid,
                     sink,
+                    wid=body.wid,
+                    name=name,
                     tail=TAIL,
                     on_eof=lambda stream: self._on_read_out(body),
                 )
@@ -218,6 +231,8 @@ class Mould:
         closed = {0: spec.close_child_stdin, 1: spec.close_child_stdout, 2: spec.close_child_stderr}
         fds |= {fd: setting.null if shut else fd for fd, shut in closed.items()}
         if spec.stdin_socket:
+            if spec.stdin_socket not in setting.sockets:
+                raise SysupError(f"there is no socket '{spec.stdin_socket[:100]}'")
             fds[0] = setting.sockets[spec.stdin_socket]
         return fds
 
@@ -229,9 +244,17 @@ class Mould:
         )
         for name, stream, closed in outputs:
             if not closed:
+                source = Source(name, spec.name, self._setting.app)
                 self._sinks[name] = open_sink(
-                    self._setting.pump, stream, name, lambda sink, reason: self._on_sink(reason)
+                    self._setting.pump,
+                    stream,
+                    source,
+                    lambda sink, reason: self._on_sink(reason),
+                    partial(self._lost, name),
                 )
+
+    def _lost(self, name: StreamName, sink: Sink, losses: Losses) -> None:
+        self._on_loss(name, losses)
 
 
 def used_sockets(spec: WatcherSpec, names: Collection[str]) -> list[str]:

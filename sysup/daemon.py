@@ -117,10 +117,11 @@ class Daemon:
         become_subreaper()
         self._stats = Stats()
         self._os = OS(nofile=self._nofile)
-        self._pump = Pump()
+        self._pump = Pump(later=loop.call_later)
         self._control = Control(loop, self, wall)
         self._sockets = Sockets()
         self._board = Board(loop, self._os, self._pump, self._publish, random.random)
+        self._board.setting.app = loaded.app
         self._board.setting.circus = loaded.circus
         self._board.on_give_up = self._give_up
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 import click
 
 from sysup.protocol import SysupError
-from sysup.streams import Pump, open_sink
+from sysup.streams import Direct, Pump, open_sink
 
 STANDARD_ERROR = ("-", "stdout")
 """Circus's words for it, too."""
@@ -94,6 +94,7 @@ class Log:
         """Have the lines for standard error written, also those that were logged so far."""
         if self._pipe is not None:
             sink = open_sink(pump, None, "stderr")
+            assert not isinstance(sink, Direct)  # that is a class of the config
             pump.add(self._pipe.reading, os.getpid(), sink)
             sink.close()
 

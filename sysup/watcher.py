@@ -14,7 +14,7 @@ import math
 import signal
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sysup import config
@@ -56,7 +56,7 @@ from sysup.plan import (
 )
 from sysup.process import OS
 from sysup.protocol import SysupError
-from sysup.streams import Pump
+from sysup.streams import Losses, Pump
 
 TURN = 0.005
 """Seconds of launching after which the loop gets its turn."""
@@ -552,7 +552,7 @@ class Watcher:
         if mould is None:
             board = self.board
             spec = self._specs[generation]
-            mould = Mould(board.setting, spec, board.remains.check, self._on_sink)
+            mould = Mould(board.setting, spec, board.remains.check, self._on_sink, self._on_loss)
             self._moulds[generation] = mould
         return mould
 
@@ -562,6 +562,10 @@ class Watcher:
             self._publish("sink_recovered")
         else:
             self._publish("sink_failed", reason=reason)
+
+    def _on_loss(self, stream: str, losses: Losses) -> None:
+        """Lines were left out."""
+        self._publish("output_lost", stream=stream, **asdict(losses))
 
     def _break_moulds(self) -> None:
         """Later processes are made from the options as they are then."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from sysup.config import StreamSpec
 from sysup.process import OS, Launch, Launcher, Process
 from sysup.protocol import SysupError
-from sysup.streams import OnEof, OnState, Pump, Sink, Stream, StreamName
+from sysup.streams import OnEof, OnLoss, OnState, Pump, Sink, Source, Stream
 
 DEADLY = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL}
 
@@ -76,15 +76,28 @@ class FakePump(Pump):
         return 0
 
     def open_sink(
-        self, pump: Pump, spec: StreamSpec | None, name: StreamName, on_state: OnState | None = None
+        self,
+        pump: Pump,
+        spec: StreamSpec | None,
+        source: Source,
+        on_state: OnState | None = None,
+        on_loss: OnLoss | None = None,
     ) -> FakeSink:
         if spec is not None and spec.cls == "no.Such":
             raise SysupError("cannot load stream class no.Such")
-        self.sinks.append(FakeSink(name, on_state))
+        self.sinks.append(FakeSink(source.stream, on_state))
         return self.sinks[-1]
 
     def add(
-        self, fd: int, pid: int, sink: Sink, *, tail: int = 0, on_eof: OnEof | None = None
+        self,
+        fd: int,
+        pid: int,
+        sink: Sink,
+        *,
+        wid: int = 0,
+        name: str = "stdout",
+        tail: int = 0,
+        on_eof: OnEof | None = None,
     ) -> FakeStream:
         if self.full:
             error, self.full = self.full, None

@@ -3,7 +3,8 @@
 Each tests/native/NAME.c is a program of its own: linked with all of _native, run without
 arguments, it exits 0 when all it checks holds. All run under the address and undefined behaviour
 sanitizers; those whose name begins with `stress` use threads and run under the thread sanitizer
-as well.
+as well. Those whose name begins with `fuzz` draw their input by chance, and here from libFuzzer,
+which looks for what leads to code that was not reached before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import runpy
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -49,12 +51,12 @@ def build(program: Path, sanitizer: str, directory: Path) -> Path:
     return executable
 
 
-def run(executable: Path, directory: Path) -> None:
+def run(executable: Path, directory: Path, *arguments: str) -> None:
     """Run a test program in a directory of its own; a sanitizer's report is a failure."""
     # Without randomised addresses: the thread sanitizer of gcc 12 refuses the wider
     # randomisation (vm.mmap_rnd_bits) that kernels since 6.6 are configured with.
     done = subprocess.run(
-        ["setarch", platform.machine(), "--addr-no-randomize", str(executable)],
+        ["setarch", platform.machine(), "--addr-no-randomize", str(executable), *arguments],
         cwd=directory,
         env={**os.environ, **OPTIONS},
         stdin=subprocess.DEVNULL,
@@ -79,6 +81,27 @@ def test_memory(program: Path, tmp_path: Path) -> None:
 )
 def test_threads(program: Path, tmp_path: Path) -> None:
     run(build(program, "thread", tmp_path), tmp_path)
+
+
+FUZZ_SECONDS = 10
+
+
+@pytest.mark.skipif(not shutil.which("clang"), reason="libFuzzer comes with clang")
+@pytest.mark.parametrize(
+    "program",
+    [p for p in PROGRAMS if p.stem.startswith("fuzz")],
+    ids=lambda program: program.stem,
+)
+def test_any_input(program: Path, tmp_path: Path) -> None:
+    """For FUZZ_SECONDS; what fails is printed in base64, to be kept as a test."""
+    executable = tmp_path / program.stem
+    flags = "-std=c17 -D_GNU_SOURCE -DLIBFUZZER -O1 -g -pthread -fsanitize=fuzzer,address,undefined"
+    sources = [str(path) for path in [program, *LIBRARY]]
+    subprocess.run(
+        ["clang", *flags.split(), f"-I{ROOT / '_native'}", "-o", str(executable), *sources],
+        check=True,
+    )
+    run(executable, tmp_path, f"-max_total_time={FUZZ_SECONDS}", "-max_len=600")
 
 
 FAULTS = {

@@ -3,31 +3,123 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sysup._native import ffi, lib
-from sysup.streams.places import Place, Places, check
+from sysup.streams.places import UINT32_MAX, FilePlace, Later, Place, Places, check
 
 OnEof = Callable[["Stream"], None]
 OnState = Callable[["Sink", str | None], None]
 """Told why a sink fails ("cannot write ..."), and None when it works again."""
+OnLoss = Callable[["Sink", "Losses"], None]
+"""Told how much was left out since it was told before."""
+OnTap = Callable[["Stream", bytes, int, int], None]
+"""Given (stream, bytes, how many were missed before them, `bytes_read` at their end)."""
+Label = Callable[[int, int], str]
+"""What is put before the lines of the process (wid, pid)."""
+
+TAP_BYTES = 1 << 18
+"""Of tapped output that is handed out by one dispatch."""
+EVENTS = 256
 
 
 @dataclass(frozen=True)
-class Style:
-    """What stands around each line: BEFORE TIME [PID] | line AFTER."""
+class Losses:
+    """What was left out: dropped where nothing could be written, suppressed above a rate."""
 
-    time_format: str
+    dropped_lines: int = 0
+    dropped_bytes: int = 0
+    suppressed_lines: int = 0
+    suppressed_bytes: int = 0
+
+    @classmethod
+    def read(cls, function: Callable[[Any, Any], None], native: Any) -> Losses:
+        """What C counts for a stream or an outlet."""
+        found = ffi.new("struct losses *")
+        function(native, found)
+        return cls(
+            found.dropped_lines,
+            found.dropped_bytes,
+            found.suppressed_lines,
+            found.suppressed_bytes,
+        )
+
+    def since(self, before: Losses) -> Losses:
+        """The difference."""
+        return Losses(
+            self.dropped_lines - before.dropped_lines,
+            self.dropped_bytes - before.dropped_bytes,
+            self.suppressed_lines - before.suppressed_lines,
+            self.suppressed_bytes - before.suppressed_bytes,
+        )
+
+    def __bool__(self) -> bool:
+        return bool(self.dropped_bytes or self.suppressed_bytes)
+
+
+NOTHING: tuple[bytes, int, Losses] = (b"", 0, Losses())
+"""What a stream has had: its tail, bytes, losses."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done to each line: the options of a `struct outlet_spec`.
+
+    Attributes:
+        form: FORMAT_RAW, FORMAT_PREFIX, FORMAT_JSON or FORMAT_RECORD.
+        time_format: None, "iso", "tai64n", or a format of strftime(3).
+        label: what stands before the lines of a process, in the form's way.
+        patterns: which lines are taken.
+        rate: lines, in so many seconds, and lines at once; None: any number.
+    """
+
+    form: int
+    name: str = ""
     before: str = ""
     after: str = ""
+    time_format: str | None = None
+    label: Label = lambda wid, pid: ""
+    note_label: str = ""
+    patterns: Sequence[str] = ()
+    rate: tuple[int, float, int] | None = None
+    drop: bool = False
+    level_prefix: bool = False
+    priority: int = 6
+    max_line: int = 65536
 
-    def of(self, pid: int) -> tuple[Any, list[Any]]:
-        """A `struct line_style` for a process, and the memory that it points into."""
-        texts = [self.before, self.time_format, f" [{pid}] | ", self.after]
-        memory = [ffi.new("char[]", text.encode("utf-8", "surrogateescape")) for text in texts]
-        return ffi.new("struct line_style *", memory), memory
+    def spec(self) -> tuple[Any, list[Any]]:
+        """The `struct outlet_spec`, and the memory that it points into."""
+        forms = {None: lib.TIME_NONE, "iso": lib.TIME_ISO, "tai64n": lib.TIME_TAI64N}
+        texts = (self.time_format or "", self.before, self.after, self.name, self.note_label)
+        memory = [_text(text) for text in (*texts, *self.patterns)]
+        patterns = ffi.new("char *[]", memory[len(texts) :])
+        lines, seconds, burst = self.rate or (0, 0.0, 0)
+        fields = dict(
+            zip(("time_format", "before", "after", "name", "label"), memory, strict=False)
+        )
+        spec = ffi.new(
+            "struct outlet_spec *",
+            {
+                **fields,
+                "patterns": patterns,
+                "n_patterns": len(self.patterns),
+                "format": self.form,
+                "time_form": forms.get(self.time_format, lib.TIME_STRFTIME),
+                "flags": lib.OUTLET_DROP * self.drop | lib.OUTLET_LEVEL_PREFIX * self.level_prefix,
+                "priority": self.priority,
+                "max_line": min(self.max_line, UINT32_MAX),
+                "rate_lines": lines,
+                "rate_ns": round(min(seconds, 1e9) * 1e9),
+                "rate_burst": burst,
+            },
+        )
+        return spec, [*memory, patterns]
+
+
+def _text(text: str) -> Any:
+    return ffi.new("char[]", text.encode("utf-8", "surrogateescape"))
 
 
 class Stream:
@@ -36,33 +128,58 @@ class Stream:
     Attributes:
         id: a number that the pump never gives again.
         pid: of the process that writes to it.
+        wid: of its slot.
+        name: "stdout" or "stderr".
         ended: whether all that came is written, and the pipe closed.
         error: errno of the read that ended it; 0 at the end of the file.
     """
 
-    def __init__(self, id: int, pid: int, place: Place, tail: int, on_eof: OnEof | None) -> None:
+    __slots__ = (
+        *("id", "pid", "wid", "name", "ended", "error"),
+        *("_sink", "_on_eof", "_tail_size", "_last", "_native"),
+    )
+
+    def __init__(
+        self, id: int, pid: int, wid: int, name: str, sink: Sink, tail: int, on_eof: OnEof | None
+    ) -> None:
         self.id = id
         self.pid = pid
+        self.wid = wid
+        self.name = name
         self.ended = False
         self.error = 0
-        self._place = place
+        self._sink = sink
         self._on_eof = on_eof
         self._tail_size = tail
-        self._last_tail = b""
-        self._last_bytes = 0
+        self._last = NOTHING
         self._native: Any = ffi.NULL
 
     @property
     def bytes_read(self) -> int:
         """How many came so far."""
-        return self._last_bytes if self.ended else lib.stream_bytes(self._native)
+        return self._last[1] if self.ended else lib.stream_bytes(self._native)
+
+    @property
+    def losses(self) -> Losses:
+        """What of it was left out so far."""
+        return self._last[2] if self.ended else Losses.read(lib.stream_losses, self._native)
 
     def tail(self) -> bytes:
         """The newest output, at most as many bytes as `Pump.add` was asked to remember."""
+        return self.tail_at()[0]
+
+    def tail_at(self) -> tuple[bytes, int]:
+        """The newest output, and `bytes_read` at its end."""
         if self.ended:
-            return self._last_tail
-        buffer = ffi.new("char[]", max(1, self._tail_size))
-        return bytes(ffi.buffer(buffer, lib.stream_tail(self._native, buffer, self._tail_size)))
+            return self._last[:2]
+        buffer, at = ffi.new("char[]", max(1, self._tail_size)), ffi.new("uint64_t *")
+        length = lib.stream_tail(self._native, buffer, self._tail_size, at)
+        return bytes(ffi.buffer(buffer, length)), at[0]
+
+    def tap(self, on: bool) -> None:
+        """Have a copy of what is read from now on given to `Pump.on_tap`, or no more."""
+        if not self.ended:
+            lib.stream_tap(self._native, on)
 
     def close(self) -> None:
         """End it, though somebody holds the pipe open; what is in it now is still read."""
@@ -70,26 +187,42 @@ class Stream:
             lib.stream_close(self._native)
 
     def _end(self, error: int) -> None:
-        self._last_tail, self._last_bytes, self.error = self.tail(), self.bytes_read, error
+        self._last, self.error = (*self.tail_at(), self.losses), error
         self.ended = True
         lib.stream_free(self._native)
-        self._place.leave()
+        self._sink._leave()
         if self._on_eof:
             self._on_eof(self)
 
 
 class Sink:
-    """One user's hold on a place that bytes go to; made by `open_sink`.
+    """One user's way to a place that bytes go to; made by `open_sink`.
 
     Attributes:
         name: of the place, for messages: a path, "stdout", a class.
     """
 
-    def __init__(self, place: Place, style: Style | None, on_state: OnState | None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        work: Work,
+        on_state: OnState | None = None,
+        on_loss: OnLoss | None = None,
+    ) -> None:
         self.name = place.name
         self._place = place
-        self._style = style
+        self._label = work.label
         self._on_state = on_state
+        self._on_loss = on_loss
+        self._told = Losses()
+        self._streams = 0
+        self._closed = False
+        self._id = next(place.places.ids)
+        spec, _memory = work.spec()
+        native = ffi.new("struct outlet **")
+        check(lib.outlet_new(place.native, self._id, spec, native))
+        self._native = native[0]
+        place.places.outlets[self._id] = self._lost
         place.hold(self, self._tell)
 
     @property
@@ -97,29 +230,88 @@ class Sink:
         """Why nothing can be written there now, or None. The processes wait meanwhile."""
         return self._place.failure
 
+    @property
+    def can_rotate(self) -> bool:
+        """Whether it is a file that keeps backups."""
+        return isinstance(self._place, FilePlace) and self._place.keeps_backups
+
     def reopen(self) -> None:
         """Open the file again by its name, at once."""
         self._place.reopen()
 
+    def rotate(self) -> None:
+        """Rotate the file at the next end of a line; nothing where it can't be."""
+        if isinstance(self._place, FilePlace):
+            self._place.rotate()
+
     def close(self) -> None:
         """Give it up; streams that were added to it are still written to their end."""
-        self._place.release(self)
+        if not self._closed:
+            self._closed = True
+            self._place.release(self)
+            self._free_if_idle()
+
+    def _add(self, stream: Stream, fd: int) -> None:
+        label = _text(self._label(stream.wid, stream.pid))
+        spec = ffi.new(
+            "struct stream_spec *",
+            {
+                "id": stream.id,
+                "label": label,
+                "fd": fd,
+                "pid": stream.pid,
+                "tail": stream._tail_size,
+            },
+        )
+        native = ffi.new("struct stream **")
+        check(lib.pump_add(self._native, spec, native))
+        stream._native = native[0]
+        self._streams += 1
+        self._place.enter()
+
+    def _leave(self) -> None:
+        self._streams -= 1
+        self._free_if_idle()
+        self._place.leave()
+
+    def _free_if_idle(self) -> None:
+        if self._closed and not self._streams:
+            del self._place.places.outlets[self._id]
+            lib.outlet_free(self._native)
+            self._native = ffi.NULL
 
     def _tell(self, reason: str | None) -> None:
         if self._on_state:
             self._on_state(self, reason)
 
+    def _lost(self) -> None:
+        now = Losses.read(lib.outlet_losses, self._native)
+        lost, self._told = now.since(self._told), now
+        if self._on_loss and lost:
+            self._on_loss(self, lost)
+
 
 class Pump:
-    """The thread that reads the pipes; one of a daemon."""
+    """The thread that reads the pipes; one of a daemon.
 
-    def __init__(self) -> None:
+    Args:
+        memfd: a memfd to hold what was read and not yet written; -1: the process's memory.
+        later: calls a function after so many seconds, as a loop's `call_later`, for what is
+            due though nobody writes; without it that waits for the next line.
+
+    Attributes:
+        on_tap: takes what is read from streams that are tapped.
+    """
+
+    def __init__(self, memfd: int = -1, later: Later | None = None) -> None:
         native = ffi.new("struct pump **")
-        check(lib.pump_new(native))
+        check(lib.pump_new(memfd, native))
         self.native = native[0]
-        self.places = Places(self.native)
+        self.places = Places(self.native, later)
+        self.on_tap: OnTap | None = None
         self._streams: dict[int, Stream] = {}
-        self._events = ffi.new("struct pump_event[]", 256)
+        self._tapped: Any = None
+        self._events = ffi.new("struct pump_event[]", EVENTS)
 
     def fileno(self) -> int:
         """A descriptor that is readable while `dispatch` has something to do."""
@@ -127,37 +319,46 @@ class Pump:
 
     def dispatch(self) -> None:
         """Call the callbacks of what has happened, at most 256 of them."""
-        taken = lib.pump_take(self.native, self._events, len(self._events))
+        taken = lib.pump_take(self.native, self._events, EVENTS)
         for event in self._events[0:taken]:
             if event.kind == lib.PUMP_STREAM_EOF:
+                self._take_tapped()
                 self._streams.pop(event.id)._end(event.error)
+            elif event.kind == lib.PUMP_TAPPED:
+                self._tapped = self._tapped or ffi.new("char[]", TAP_BYTES)
+                self._take_tapped()
             else:
                 self.places.handle(event.id, event.kind, event.error)
         self.places.attend()
 
     def add(
-        self, fd: int, pid: int, sink: Sink, *, tail: int = 0, on_eof: OnEof | None = None
+        self,
+        fd: int,
+        pid: int,
+        sink: Sink,
+        *,
+        wid: int = 0,
+        name: str = "stdout",
+        tail: int = 0,
+        on_eof: OnEof | None = None,
     ) -> Stream:
         """Read `fd`, the pipe of a process, into `sink` until its end.
 
         Args:
             fd: the pump's own from now; on failure it stays the caller's.
             pid: of the process, for stamps and for Python sinks.
-            tail: bytes of the newest output to remember.
+            wid: of its slot, likewise.
+            name: "stdout" or "stderr".
+            tail: bytes of the newest output to remember, at most.
             on_eof: called once all that was written is where it belongs.
 
         Raises OSError; ValueError for a sink that was closed.
         """
-        place = sink._place
-        if not place.is_held_by(sink):
+        if sink._closed:
             raise ValueError(f"cannot add a stream to {sink.name}: it is closed")
-        stream = Stream(next(self.places.ids), pid, place, tail, on_eof)
-        style, _memory = sink._style.of(pid) if sink._style else (ffi.NULL, [])
-        native = ffi.new("struct stream **")
-        check(lib.pump_add(self.native, fd, stream.id, pid, place.native, style, tail, native))
-        stream._native = native[0]
+        stream = Stream(next(self.places.ids), pid, wid, name, sink, tail, on_eof)
+        sink._add(stream, fd)
         self._streams[stream.id] = stream
-        place.enter()
         return stream
 
     def reopen(self) -> None:
@@ -172,6 +373,19 @@ class Pump:
     def ping(self) -> None:
         """Ask the thread for a turn."""
         lib.pump_ping(self.native)
+
+    def _take_tapped(self) -> None:
+        if self._tapped is None:
+            return  # nobody ever tapped
+        at, size = 0, lib.pump_tap_take(self.native, self._tapped, TAP_BYTES)
+        while at < size:
+            record = ffi.cast("struct tapped *", self._tapped + at)
+            at += ffi.sizeof("struct tapped")
+            stream = self._streams.get(record.stream)
+            if stream and self.on_tap:
+                data = bytes(ffi.buffer(self._tapped + at, record.length))
+                self.on_tap(stream, data, record.missed, record.at)
+            at += (record.length + 7) & ~7
 
     def stop(self, timeout: float) -> int:
         """End all streams and sinks, write what is held, end the thread.

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sysup.config import StreamSpec
-from sysup.streams import Pump, open_sink
+from sysup.streams import Pump, Sink, open_sink
 
 HERE = Path(__file__).parent
 LINE = 100
@@ -52,6 +52,7 @@ def read_out(log: str, options: dict[str, object], fds: list[int]) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF)
     pump = Pump()
     sink = open_sink(pump, StreamSpec("FileStream", {"filename": log, **options}), "stdout")
+    assert isinstance(sink, Sink)
     for fd in fds:
         pump.add(fd, fd, sink, tail=2048)
     sink.close()

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -137,7 +138,7 @@ static void *read_queue(void *argument)
     while ((length = sink_queue_take(sink, &data, -1)) >= 0) {
         const char *at = data;
         while (at < data + length) {
-            struct queue_record record;
+            struct record record;
             memcpy(&record, at, sizeof record);
             at += sizeof record;
             CHECK(record.pid == (int32_t)record.stream + 1000);
@@ -153,9 +154,25 @@ static void *read_queue(void *argument)
 
 enum { ROTATED, COMMON, LENT, QUEUE, SINKS };
 
+static struct outlet *outlet_of(struct sink *sink, uint64_t id, int32_t format, uint32_t flags)
+{
+    struct outlet_spec spec = {.format = format, .flags = flags, .max_line = 65536};
+    struct outlet *outlet;
+    CHECK(outlet_new(sink, id, &spec, &outlet) == 0);
+    return outlet;
+}
+
+static int add(struct outlet *outlet, int fd, uint64_t id, int32_t pid, uint32_t tail,
+               struct stream **ret_stream)
+{
+    struct stream_spec spec = {.id = id, .fd = fd, .pid = pid, .tail = tail};
+    return pump_add(outlet, &spec, ret_stream);
+}
+
 struct app {
     struct pump *pump;
     struct sink *sinks[SINKS];
+    struct outlet *outlets[SINKS];
     bool closed[SINKS];
     struct writer writers[WRITERS];
     pthread_t reader;
@@ -165,7 +182,7 @@ struct app {
 
 static struct file_spec spec_of(const char *path)
 {
-    return (struct file_spec){.path = path, .max_line = 65536, .mode = 0600};
+    return (struct file_spec){.path = path, .owner = -1, .group = -1, .mode = 0600, .fd = -1};
 }
 
 static void absolute(char *ret_path, size_t size, const char *name)
@@ -192,7 +209,10 @@ static void open_sinks(struct app *app)
     spec.fd = app->lent[1];
     CHECK(sink_file_new(app->pump, WRITERS + LENT, &spec, &app->sinks[LENT]) == 0);
     close(app->lent[1]);
-    CHECK(sink_queue_new(app->pump, WRITERS + QUEUE, 65536, &app->sinks[QUEUE]) == 0);
+    CHECK(sink_queue_new(app->pump, WRITERS + QUEUE, 0, &app->sinks[QUEUE]) == 0);
+    for (int i = 0; i < SINKS; i++)
+        app->outlets[i] = outlet_of(app->sinks[i], WRITERS + SINKS + (uint64_t)i,
+                                    i == QUEUE ? FORMAT_RECORD : FORMAT_RAW, 0);
     CHECK(pthread_create(&app->reader, NULL, read_queue, app->sinks[QUEUE]) == 0);
 }
 
@@ -218,8 +238,9 @@ static void start_writers(struct app *app)
         int ends[2];
         CHECK(pipe2(ends, O_CLOEXEC) == 0);
         *writer = (struct writer){.id = id, .fd = ends[1]};
-        CHECK(pump_add(app->pump, ends[0], id, (int32_t)id + 1000, app->sinks[id % SINKS], NULL,
-                       700, &writer->stream) == 0);
+        CHECK(add(app->outlets[id % SINKS], ends[0], id, (int32_t)id + 1000, 700,
+                  &writer->stream) == 0);
+        stream_tap(writer->stream, id % 3 == 0);
         CHECK(pthread_create(&writer->thread, NULL, write_lines, writer) == 0);
         app->left++;
     }
@@ -237,7 +258,11 @@ static void take_events(struct app *app)
                 app->writers[id].ended = true;
                 stream_free(app->writers[id].stream);
                 app->left--;
-            } else {
+            } else if (events[i].kind == PUMP_TAPPED) {
+                static char tapped[1 << 17];
+                while (pump_tap_take(app->pump, tapped, sizeof tapped))
+                    continue;
+            } else if (events[i].kind != PUMP_SINK_ROTATED && events[i].kind != PUMP_SINK_DIRTY) {
                 CHECK(events[i].kind == PUMP_SINK_CLOSED && !app->closed[id - WRITERS]);
                 app->closed[id - WRITERS] = true;
                 app->left--;
@@ -251,13 +276,26 @@ static void disturb(struct app *app, unsigned *seed)
     struct writer *writer = &app->writers[draw(seed, WRITERS)];
     char tail[900];
     if (!writer->ended) {
-        size_t n = stream_tail(writer->stream, tail, sizeof tail);
+        uint64_t at;
+        size_t n = stream_tail(writer->stream, tail, sizeof tail, &at);
+        CHECK(n <= at);
         CHECK(n <= 700 && n <= stream_bytes(writer->stream));
     }
     struct file_spec spec = spec_of(NULL);
     spec.refresh_ms = draw(seed, 4);
+    spec.flags = SINK_SYNC;
     if (draw(seed, 4) == 0)
         sink_file_set(app->sinks[COMMON], &spec);
+    if (draw(seed, 8) == 0)
+        sink_file_rotate(app->sinks[ROTATED]);
+    if (draw(seed, 8) == 0) {
+        int fd = sink_file_clean(app->sinks[COMMON]);
+        CHECK(fd >= 0 || fd == -EBADF);
+        if (fd >= 0)
+            close(fd);
+        sink_file_lock(app->sinks[ROTATED]);
+        sink_file_unlock(app->sinks[ROTATED]);
+    }
     if (draw(seed, 4) == 0)
         sink_reopen(app->sinks[draw(seed, SINKS)]);
     pump_ping(app->pump);
@@ -280,15 +318,17 @@ static void test_conservation(unsigned round)
     unsigned seed = round;
     pthread_t lent;
     memset(expected, 0, sizeof expected);
-    CHECK(pump_new(&app.pump) == 0);
+    CHECK(pump_new(round % 2 ? -1 : memfd_create("arena", MFD_CLOEXEC), &app.pump) == 0);
     open_sinks(&app);
     CHECK(pthread_create(&lent, NULL, read_lent, &app) == 0);
     start_writers(&app);
     wait_for_all(&app, &seed);
     for (unsigned id = 0; id < WRITERS; id++)
         pthread_join(app.writers[id].thread, NULL);
-    for (int i = 0; i < SINKS; i++)
+    for (int i = 0; i < SINKS; i++) {
+        outlet_free(app.outlets[i]);
         sink_close(app.sinks[i]);
+    }
     app.left = SINKS;
     wait_for_all(&app, &seed);
     pthread_join(app.reader, NULL);
@@ -312,10 +352,11 @@ static void test_stop_in_trouble(void)
     struct stream *stream;
     struct file_spec spec = spec_of("/nonexistent/directory/file");
     int ends[2];
-    CHECK(pump_new(&pump) == 0);
+    CHECK(pump_new(-1, &pump) == 0);
     CHECK(sink_file_new(pump, 1, &spec, &sink) == 0);
     CHECK(pipe2(ends, O_CLOEXEC) == 0);
-    CHECK(pump_add(pump, ends[0], 2, 3, sink, NULL, 10, &stream) == 0);
+    struct outlet *outlet = outlet_of(sink, 5, FORMAT_RAW, 0);
+    CHECK(add(outlet, ends[0], 2, 3, 10, &stream) == 0);
     write_all(ends[1], "12345\n789", 9);
     CHECK(pump_stop(pump, 150) == 9);
     struct pump_event events[8];
@@ -326,8 +367,10 @@ static void test_stop_in_trouble(void)
         closed = closed || events[i].kind == PUMP_SINK_CLOSED;
     }
     CHECK(eof && closed);
-    CHECK(pump_add(pump, ends[1], 4, 3, sink, NULL, 10, &stream) == -ESHUTDOWN);
+    struct stream *late;
+    CHECK(add(outlet, ends[1], 4, 3, 10, &late) == -ESHUTDOWN);
     stream_free(stream);
+    outlet_free(outlet);
     sink_free(sink);
     pump_free(pump);
     close(ends[1]);
@@ -342,13 +385,14 @@ static void test_close_in_flight(void)
     struct stream *streams[N];
     int writing[N];
     struct file_spec spec = spec_of("/dev/null");
-    CHECK(pump_new(&pump) == 0);
+    CHECK(pump_new(-1, &pump) == 0);
     CHECK(sink_file_new(pump, N, &spec, &sink) == 0);
+    struct outlet *outlet = outlet_of(sink, N + 1, FORMAT_RAW, 0);
     for (int i = 0; i < N; i++) {
         int ends[2];
         CHECK(pipe2(ends, O_CLOEXEC) == 0);
         writing[i] = ends[1];
-        CHECK(pump_add(pump, ends[0], (uint64_t)i, i, sink, NULL, 0, &streams[i]) == 0);
+        CHECK(add(outlet, ends[0], (uint64_t)i, i, 0, &streams[i]) == 0);
         write_all(ends[1], "unfinished", 10);
         stream_close(streams[i]);
         stream_close(streams[i]);
@@ -364,6 +408,7 @@ static void test_close_in_flight(void)
             left--;
         }
     }
+    outlet_free(outlet);
     sink_close(sink);
     CHECK(pump_stop(pump, 1000) == 0);
     sink_free(sink);

@@ -8,10 +8,13 @@ import select
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from sysup._native import lib
 from sysup.config import StreamSpec
-from sysup.streams import Pump, Sink, Stream, open_sink
+from sysup.streams import Losses, Pump, Sink, Source, Stream, open_sink
 from sysup.streams.places import FileOptions, FilePlace
+from sysup.streams.pump import Work
 
 PATIENCE = 20.0
 
@@ -19,28 +22,36 @@ PATIENCE = 20.0
 class House:
     """A pump, its pipes, and all that it told."""
 
-    def __init__(self) -> None:
-        self.pump = Pump()
+    def __init__(self, memfd: int = -1, later: Any = None) -> None:
+        self.pump = Pump(memfd, later)
         self.told: list[tuple[str, str | None]] = []
+        self.lost: list[Losses] = []
         self.ended: list[Stream] = []
         self.stopped = False
 
     def sink(self, cls: str, **options: object) -> Sink:
-        return open_sink(self.pump, StreamSpec(cls, options), "stdout", self.tell)
+        source = Source("stdout", "web", "shop")
+        sink = open_sink(self.pump, StreamSpec(cls, options), source, self.tell, self.lose)
+        assert isinstance(sink, Sink)
+        return sink
 
     def file(self, path: Path, **options: object) -> Sink:
         return self.sink("FileStream", filename=str(path), **options)
 
-    def lent(self, fd: int) -> Sink:
-        return Sink(FilePlace.lent(self.pump.places, fd, "lent", FileOptions()), None, self.tell)
+    def lent(self, fd: int, **work: Any) -> Sink:
+        place = FilePlace.lent(self.pump.places, fd, "lent", FileOptions())
+        return Sink(place, Work(lib.FORMAT_RAW, **work), self.tell)
 
     def tell(self, sink: Sink, reason: str | None) -> None:
         self.told.append((sink.name, reason))
 
-    def stream(self, sink: Sink, pid: int = 1, tail: int = 100) -> tuple[Stream, int]:
+    def lose(self, sink: Sink, losses: Losses) -> None:
+        self.lost.append(losses)
+
+    def stream(self, sink: Sink, pid: int = 1, tail: int = 100, wid: int = 1) -> tuple[Stream, int]:
         """A stream, and the end of its pipe to write to."""
         reading, writing = os.pipe()
-        stream = self.pump.add(reading, pid, sink, tail=tail, on_eof=self.ended.append)
+        stream = self.pump.add(reading, pid, sink, wid=wid, tail=tail, on_eof=self.ended.append)
         return stream, writing
 
     def until(self, condition: Callable[[], object]) -> None:
@@ -64,9 +75,9 @@ class House:
         self.turn()
         return self.pump.heartbeat == before + 1
 
-    def pour(self, sink: Sink, data: bytes) -> Stream:
+    def pour(self, sink: Sink, data: bytes, pid: int = 1, wid: int = 1) -> Stream:
         """Write all of a process's life, and wait for its end."""
-        stream, writing = self.stream(sink)
+        stream, writing = self.stream(sink, pid=pid, wid=wid)
         write_all(writing, data)
         os.close(writing)
         self.until(lambda: stream.ended)

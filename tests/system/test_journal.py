@@ -253,7 +253,7 @@ def test_a_direct_stream_is_none_of_sysupds_business(
     app.finish(daemon)
     expected = [(f"{pid} one", "6"), ("two", "3"), ("three", "6")]
     assert stored() == [(*row, "stdout") for row in expected]
-    assert "one" not in daemon.log()
+    assert f"{pid} one" not in daemon.log()
     assert rows(journald, "MESSAGE", of="sysupd") == []
 
 

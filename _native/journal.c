@@ -1,0 +1,513 @@
+/* A sink that is systemd's journal.
+ *
+ * Entries (systemd's "Native Journal Protocol"): a datagram a line, its fields one after
+ * the other: the label of the stream, a priority, the line. None is copied together: each
+ * is a vector into the batch, and many go by one sendmmsg(2). What doesn't fit into a
+ * datagram goes as a sealed memfd.
+ *
+ * Lines (the protocol behind sd_journal_stream_fd(3)): a stream socket with a header that
+ * names the source; the process that a line is of is told by credentials, unix(7), which
+ * takes privilege.
+ *
+ * journald reads both in its own time. It may be slower than we are, be stopped or start
+ * anew; its sockets belong to systemd and stay. So a send never waits: when the queue is
+ * full the sink is BUSY. Waking up for each datagram that is taken would cost more than
+ * the datagram; so where the queue is long enough to live on for a while, we pause: such
+ * that about half of it is left when we come back. */
+#include "pump.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <linux/sockios.h>
+
+enum {
+    ENTRIES = 64,  /* of one sendmmsg */
+    PARTS = 4,     /* label, priority, line, newline */
+    RUNS = 64,     /* of one sendmsg of lines ... */
+    RUN_BYTES = 1 << 15, /* ... and their bytes */
+    SEND_BUFFER = 8 << 20,
+    LARGE_BYTES = 1 << 16,
+};
+
+static const int64_t pause_least = MILLISECOND;
+static const int64_t pause_most = 8 * MILLISECOND;
+static const int64_t retry_pause = 10 * MILLISECOND;
+
+#define PRIORITY(n) "PRIORITY=" #n "\nMESSAGE="
+#define PARTIAL(n) "PRIORITY=" #n "\nSYSUP_PARTIAL=1\nMESSAGE="
+static const char *const priorities[2][8] = {
+    {PRIORITY(0), PRIORITY(1), PRIORITY(2), PRIORITY(3), PRIORITY(4), PRIORITY(5), PRIORITY(6), PRIORITY(7)},
+    {PARTIAL(0), PARTIAL(1), PARTIAL(2), PARTIAL(3), PARTIAL(4), PARTIAL(5), PARTIAL(6), PARTIAL(7)},
+};
+
+/* ---- reading the batch ----------------------------------------------------------- */
+
+/* A place in the batch: a record, and how much of it is behind us. */
+struct cursor {
+    size_t at;            /* of the record's first byte that is not read yet */
+    size_t end;           /* of the record */
+    struct record record; /* as it was when the cursor came to it */
+};
+
+static size_t next_record(size_t end)
+{
+    return (end + 7) / 8 * 8;
+}
+
+/* False: there is none. */
+static bool enter_record(const struct sink *sink, struct cursor *cursor, size_t at)
+{
+    if (at >= sink->batch->end)
+        return false;
+    memcpy(&cursor->record, sink->batch->data + at, sizeof cursor->record);
+    cursor->at = at + sizeof cursor->record;
+    cursor->end = cursor->at + cursor->record.length;
+    return true;
+}
+
+/* The batch begins where the cursor is: what is left of a record gets a head of its own,
+ * over bytes that are gone. */
+static void begin_at(struct sink *sink, const struct cursor *cursor)
+{
+    struct block *batch = sink->batch;
+    size_t begin = next_record(cursor->end);
+    if (cursor->at < cursor->end) {
+        struct record rest = cursor->record;
+        rest.length = (uint32_t)(cursor->end - cursor->at);
+        begin = cursor->at - sizeof rest;
+        memcpy(batch->data + begin, &rest, sizeof rest);
+    }
+    if (begin > batch->end)
+        begin = batch->end;
+    sink_took(sink, begin - batch->begin);
+}
+
+/* ---- a full queue ---------------------------------------------------------------- */
+
+static int unread_bytes(const struct sink *sink)
+{
+    int n = 0;
+    ioctl(sink->journal.fd, SIOCOUTQ, &n);
+    return n;
+}
+
+static void stop_watching(struct sink *sink)
+{
+    if (sink->journal.watched)
+        pump_unwatch(sink->target.pump, sink->journal.fd);
+    sink->journal.watched = false;
+}
+
+/* Found at the next send after a pause: was it right? */
+static void adjust_pause(struct sink *sink)
+{
+    struct journal *journal = &sink->journal;
+    if (!journal->unread)
+        return;
+    int left = unread_bytes(sink);
+    if (left < journal->unread / 4)
+        journal->pause /= 2;
+    else if (left > journal->unread / 2 && journal->pause < pause_most)
+        journal->pause += journal->pause / 2;
+    if (journal->pause < pause_least / 8)
+        journal->pause = pause_least / 8;
+    journal->unread = 0;
+}
+
+static int wait_for_room(struct sink *sink)
+{
+    struct journal *journal = &sink->journal;
+    journal->unread = unread_bytes(sink);
+    if (journal->pause >= pause_least) {
+        stop_watching(sink);
+        sink_schedule(sink, clock_ns() + journal->pause);
+    } else if (!journal->watched) {
+        journal->watched = pump_watch(sink->target.pump, journal->fd, EPOLLOUT, &sink->target) == 0;
+        if (!journal->watched)
+            sink_schedule(sink, clock_ns() + retry_pause);
+    }
+    return -EAGAIN;
+}
+
+static int cannot_send(struct sink *sink, int error)
+{
+    if (error == EAGAIN)
+        return wait_for_room(sink);
+    stop_watching(sink);
+    if (error == ENOBUFS) {
+        sink_schedule(sink, clock_ns() + retry_pause);
+        return -EAGAIN;
+    }
+    return -error;
+}
+
+/* ---- entries --------------------------------------------------------------------- */
+
+struct entry {
+    struct iovec parts[PARTS];
+    int n_parts;
+    struct cursor after;
+};
+
+/* "<N>", which is taken off; else the outlet's priority. */
+static int priority_of(const struct outlet *outlet, const char **line, size_t *length)
+{
+    const char *text = *line;
+    if (!(outlet->flags & OUTLET_LEVEL_PREFIX) || *length < 3 || text[0] != '<' || text[2] != '>' ||
+        text[1] < '0' || text[1] > '7')
+        return outlet->priority;
+    *line += 3;
+    *length -= 3;
+    return text[1] - '0';
+}
+
+static struct iovec part(const void *data, size_t length)
+{
+    return (struct iovec){(void *)data, length};
+}
+
+/* The next line. */
+static void read_entry(const struct sink *sink, struct cursor *cursor, struct entry *entry)
+{
+    const struct label *label = cursor->record.label;
+    const char *line = sink->batch->data + cursor->at;
+    size_t left = cursor->end - cursor->at;
+    const char *newline = memchr(line, '\n', left);
+    size_t length = newline ? (size_t)(newline - line) : left;
+    bool partial = !newline && cursor->record.flags & RECORD_PARTIAL;
+    cursor->at += length + (newline != NULL);
+    int priority = priority_of(label->outlet, &line, &length);
+    const char *head = priorities[partial][priority];
+    entry->parts[0] = part(label->data, label->length);
+    entry->parts[1] = part(head, strlen(head));
+    entry->parts[2] = part(line, length + (newline != NULL));
+    entry->parts[3] = part("\n", 1);
+    entry->n_parts = newline ? 3 : 4;
+    entry->after = *cursor;
+}
+
+static int read_entries(const struct sink *sink, struct entry *entries)
+{
+    struct cursor cursor = {0};
+    int n = 0;
+    bool more = enter_record(sink, &cursor, sink->batch->begin);
+    while (more && n < ENTRIES) {
+        if (cursor.at < cursor.end)
+            read_entry(sink, &cursor, &entries[n++]);
+        else
+            more = enter_record(sink, &cursor, next_record(cursor.end));
+    }
+    return n;
+}
+
+static size_t entry_bytes(const struct entry *entry)
+{
+    size_t whole = 0;
+    for (int i = 0; i < entry->n_parts; i++)
+        whole += entry->parts[i].iov_len;
+    return whole;
+}
+
+static int fill_memfd(int memfd, const struct entry *entry)
+{
+    const int seals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL;
+    size_t whole = entry_bytes(entry);
+    ssize_t n = writev(memfd, entry->parts, entry->n_parts);
+    if (n < 0 || (size_t)n != whole || fcntl(memfd, F_ADD_SEALS, seals) < 0)
+        return n < 0 ? -errno : -ENOSPC;
+    return 0;
+}
+
+static int send_memfd(int fd, int memfd)
+{
+    union {
+        char room[CMSG_SPACE(sizeof(int))];
+        struct cmsghdr align;
+    } control = {0};
+    struct msghdr message = {.msg_control = control.room, .msg_controllen = sizeof control.room};
+    struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(sizeof(int));
+    memcpy(CMSG_DATA(head), &memfd, sizeof memfd);
+    return sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+/* An entry too large for a datagram. */
+static int send_large(struct sink *sink, const struct entry *entry)
+{
+    int memfd = memfd_create("sysup-entry", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (memfd < 0)
+        return -errno;
+    int rc = fill_memfd(memfd, entry);
+    if (rc == 0)
+        rc = send_memfd(sink->journal.fd, memfd);
+    close(memfd);
+    return rc;
+}
+
+/* How many of them are sent, at least one; or -errno. */
+static int send_entries(struct sink *sink, struct entry *entries, int n)
+{
+    struct mmsghdr messages[ENTRIES];
+    for (int i = 0; i < n; i++)
+        messages[i] = (struct mmsghdr){
+            .msg_hdr = {.msg_iov = entries[i].parts, .msg_iovlen = (size_t)entries[i].n_parts}};
+    int sent = sendmmsg(sink->journal.fd, messages, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent >= 0)
+        return sent;
+    if (errno != EMSGSIZE && (errno != ENOBUFS || entry_bytes(entries) < LARGE_BYTES))
+        return -errno;
+    int rc = send_large(sink, &entries[0]);
+    return rc < 0 ? rc : 1;
+}
+
+static int flush_entries(struct sink *sink)
+{
+    struct entry entries[ENTRIES];
+    adjust_pause(sink);
+    while (sink_holds(sink)) {
+        int n = read_entries(sink, entries);
+        if (n == 0) { /* empty records alone */
+            sink_took(sink, sink_holds(sink));
+            break;
+        }
+        int sent = send_entries(sink, entries, n);
+        if (sent == -EINTR)
+            continue;
+        if (sent < 0)
+            return cannot_send(sink, -sent);
+        begin_at(sink, &entries[sent - 1].after);
+    }
+    stop_watching(sink);
+    return 0;
+}
+
+/* ---- lines ----------------------------------------------------------------------- */
+
+/* Runs of lines of one process, as many whole ones as the kernel takes all or none of: the
+ * bytes of one buffer (af_unix.c, UNIX_SKB_FRAGS_SZ). A line in two parts would be torn if
+ * its process was gone before the second, for whose credentials there is nobody then. */
+struct runs {
+    struct iovec parts[RUNS];
+    int n;
+    int32_t pid;
+};
+
+static void read_runs(const struct sink *sink, struct runs *runs)
+{
+    struct cursor cursor = {0};
+    runs->n = 0;
+    if (sink->journal.owes_newline)
+        runs->parts[runs->n++] = part("\n", 1);
+    bool more = enter_record(sink, &cursor, sink->batch->begin);
+    runs->pid = more ? cursor.record.pid : 0;
+    size_t room = RUN_BYTES - (size_t)runs->n - 1;
+    while (more && cursor.record.pid == runs->pid && runs->n + 2 <= RUNS) {
+        const char *data = sink->batch->data + cursor.at;
+        size_t length = cursor.end - cursor.at;
+        if (length > room) {
+            const char *newline = memrchr(data, '\n', room);
+            if (newline)
+                runs->parts[runs->n++] = part(data, (size_t)(newline + 1 - data));
+            else if (runs->n == 0)
+                runs->parts[runs->n++] = part(data, room);
+            return;
+        }
+        if (length) {
+            runs->parts[runs->n++] = part(data, length);
+            if (data[length - 1] != '\n')
+                runs->parts[runs->n++] = part("\n", 1);
+            room -= length;
+        }
+        more = enter_record(sink, &cursor, next_record(cursor.end));
+    }
+}
+
+/* `n` bytes of the runs were sent. */
+static void took_runs(struct sink *sink, size_t n)
+{
+    struct cursor cursor = {0};
+    if (sink->journal.owes_newline && n) {
+        sink->journal.owes_newline = false;
+        n--;
+    }
+    bool more = enter_record(sink, &cursor, sink->batch->begin);
+    while (more) {
+        size_t length = cursor.end - cursor.at;
+        const char *data = sink->batch->data + cursor.at;
+        bool owes = length && data[length - 1] != '\n';
+        if (n < length) {
+            cursor.at += n;
+            begin_at(sink, &cursor);
+            return;
+        }
+        n -= length;
+        cursor.at = cursor.end;
+        if (owes && n == 0) {
+            sink->journal.owes_newline = true;
+            begin_at(sink, &cursor);
+            return;
+        }
+        n -= owes;
+        begin_at(sink, &cursor);
+        if (n == 0)
+            return;
+        more = enter_record(sink, &cursor, sink->batch->begin);
+    }
+}
+
+static ssize_t send_runs(const struct sink *sink, struct runs *runs, bool credentials)
+{
+    union {
+        char room[CMSG_SPACE(sizeof(struct ucred))];
+        struct cmsghdr align;
+    } control = {0};
+    struct msghdr message = {.msg_iov = runs->parts, .msg_iovlen = (size_t)runs->n};
+    if (credentials && runs->pid > 0) {
+        struct ucred ucred = {.pid = runs->pid, .uid = geteuid(), .gid = getegid()};
+        message.msg_control = control.room;
+        message.msg_controllen = sizeof control.room;
+        struct cmsghdr *head = CMSG_FIRSTHDR(&message);
+        head->cmsg_level = SOL_SOCKET;
+        head->cmsg_type = SCM_CREDENTIALS;
+        head->cmsg_len = CMSG_LEN(sizeof ucred);
+        memcpy(CMSG_DATA(head), &ucred, sizeof ucred);
+    }
+    return sendmsg(sink->journal.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+static int flush_lines(struct sink *sink)
+{
+    struct runs runs;
+    adjust_pause(sink);
+    while (sink_holds(sink) || sink->journal.owes_newline) {
+        if (!sink_holds(sink))
+            return 0; /* the newline goes before the next line, or at the end */
+        read_runs(sink, &runs);
+        if (runs.n == 0) {
+            sink_took(sink, sink_holds(sink));
+            break;
+        }
+        ssize_t n = send_runs(sink, &runs, sink->journal.credentials);
+        if (n < 0 && (errno == ESRCH || errno == EPERM)) /* it is gone; or we may not */
+            n = send_runs(sink, &runs, false);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return cannot_send(sink, errno);
+        took_runs(sink, (size_t)n);
+    }
+    stop_watching(sink);
+    return 0;
+}
+
+static int journal_flush(struct sink *sink)
+{
+    return sink->journal.header ? flush_lines(sink) : flush_entries(sink);
+}
+
+/* ---- opening --------------------------------------------------------------------- */
+
+static void enlarge_buffer(int fd)
+{
+    int size = SEND_BUFFER;
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
+}
+
+static int connect_to(const char *path, int fd, bool lines, const char *header)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    memcpy(address.sun_path, path, strlen(path) + 1);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0)
+        return -errno;
+    if (!lines)
+        return 0;
+    size_t length = strlen(header);
+    ssize_t n = send(fd, header, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+    return n < 0 ? -errno : (size_t)n < length ? -EAGAIN : 0;
+}
+
+static void journal_close(struct sink *sink)
+{
+    stop_watching(sink);
+    if (sink->journal.fd >= 0)
+        close(sink->journal.fd);
+    sink->journal.fd = -1;
+}
+
+static int journal_open(struct sink *sink)
+{
+    struct journal *journal = &sink->journal;
+    bool lines = journal->header != NULL;
+    int type = (lines ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC | SOCK_NONBLOCK;
+    int fd = socket(AF_UNIX, type, 0);
+    if (fd < 0)
+        return -errno;
+    int rc = connect_to(journal->path, fd, lines, journal->header);
+    if (rc < 0) {
+        close(fd);
+        return rc == -EAGAIN ? -EBUSY : rc;
+    }
+    if (!lines)
+        enlarge_buffer(fd);
+    journal_close(sink);
+    journal->fd = fd;
+    journal->owes_newline = false;
+    journal->unread = 0;
+    return 0;
+}
+
+static void journal_free(struct sink *sink)
+{
+    free(sink->journal.path);
+    free(sink->journal.header);
+}
+
+static const struct sink_kind journal_kind = {
+    .flush = journal_flush,
+    .open = journal_open,
+    .close = journal_close,
+    .free = journal_free,
+    .records = true,
+};
+
+int sink_journal_new(struct pump *pump, uint64_t id, const struct journal_spec *spec,
+                     struct sink **ret_sink)
+{
+    struct sockaddr_un address;
+    if (!spec->path || strlen(spec->path) >= sizeof address.sun_path)
+        return -EINVAL;
+    struct sink *sink = calloc(1, sizeof *sink);
+    if (!sink)
+        return -ENOMEM;
+    struct journal *journal = &sink->journal;
+    journal->fd = -1;
+    journal->credentials = spec->credentials;
+    journal->pause = pause_least;
+    journal->path = strdup(spec->path);
+    journal->header = spec->header ? strdup(spec->header) : NULL;
+    sink->refresh_ms = spec->refresh_ms;
+    sink->max_held = spec->max_held;
+    int rc = journal->path && (journal->header || !spec->header) ? 0 : -ENOMEM;
+    if (rc == 0)
+        rc = sink_init(sink, pump, id, &journal_kind);
+    if (rc < 0) {
+        journal_free(sink);
+        free(sink);
+        return rc;
+    }
+    *ret_sink = sink;
+    return 0;
+}

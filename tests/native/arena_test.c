@@ -1,0 +1,158 @@
+/* The arena against a model: blocks keep their bytes, are aligned and apart, memory comes
+ * back, and whoever has the memfd sees what is pending. */
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "arena.h"
+#include "native.h"
+
+#define CHECK(condition) \
+    do { \
+        if (!(condition)) { \
+            fprintf(stderr, "%s:%d: %s\n", __func__, __LINE__, #condition); \
+            exit(1); \
+        } \
+    } while (0)
+
+enum { SLOTS = 400, STEPS = 60000 };
+
+struct slot {
+    struct block *block;
+    unsigned char fill;
+};
+
+static unsigned draw(unsigned *seed, unsigned below)
+{
+    *seed = *seed * 1103515245 + 12345;
+    return (*seed >> 8) % below;
+}
+
+static size_t draw_size(unsigned *seed)
+{
+    unsigned kind = draw(seed, 10);
+    return kind < 6 ? 1 + draw(seed, 600) : kind < 9 ? 1 + draw(seed, 70000) : 1 + draw(seed, 900000);
+}
+
+static void fill(struct slot *slot, size_t length, unsigned char byte)
+{
+    slot->fill = byte;
+    slot->block->begin = 0;
+    slot->block->end = length;
+    memset(slot->block->data, byte, length);
+}
+
+static void check(const struct slot *slot)
+{
+    const struct block *block = slot->block;
+    for (uint64_t at = block->begin; at < block->end; at += 97)
+        CHECK((unsigned char)block->data[at] == slot->fill);
+    CHECK(block->end == block->begin || (unsigned char)block->data[block->end - 1] == slot->fill);
+}
+
+static int64_t resident(int memfd)
+{
+    struct stat st;
+    CHECK(fstat(memfd, &st) == 0);
+    return (int64_t)st.st_blocks * 512;
+}
+
+static void step(struct arena *arena, struct slot *slot, unsigned *seed)
+{
+    size_t size = draw_size(seed);
+    if (!slot->block) {
+        slot->block = arena_take(arena, 1 + draw(seed, 1000), PENDING_LINE, size);
+        CHECK(slot->block && slot->block->size >= size && (uintptr_t)slot->block % 32 == 0);
+        fill(slot, size, (unsigned char)draw(seed, 256));
+    } else if (draw(seed, 3)) {
+        check(slot);
+        slot->block->begin += draw(seed, (unsigned)block_holds(slot->block) + 1);
+        size_t held = block_holds(slot->block);
+        uint64_t within = slot->block->begin % 8;
+        struct block *larger = arena_grow(arena, slot->block, held + size);
+        CHECK(larger && block_holds(larger) == held);
+        CHECK(larger == slot->block || larger->begin == within);
+        CHECK(larger->size - larger->end >= size || larger->size - held >= size);
+        slot->block = larger;
+        check(slot);
+    } else {
+        check(slot);
+        arena_give(arena, slot->block);
+        slot->block = NULL;
+    }
+}
+
+static void test_model(int memfd)
+{
+    static struct slot slots[SLOTS];
+    struct arena *arena;
+    unsigned seed = 7;
+    CHECK(arena_new(memfd, &arena) == 0);
+    for (int i = 0; i < STEPS; i++)
+        step(arena, &slots[draw(&seed, SLOTS)], &seed);
+    size_t pending = 0;
+    for (int i = 0; i < SLOTS; i++)
+        pending += block_holds(slots[i].block) > 0;
+    if (memfd >= 0) {
+        static struct pending found[SLOTS];
+        CHECK(arena_pending(memfd, found, SLOTS) == (int64_t)pending);
+        for (size_t i = 0; i < pending; i++)
+            CHECK(found[i].owner && found[i].length);
+    }
+    for (int i = 0; i < SLOTS; i++) {
+        if (slots[i].block) {
+            check(&slots[i]);
+            arena_give(arena, slots[i].block);
+            slots[i].block = NULL;
+        }
+    }
+    if (memfd >= 0) { /* all but a few units went back to the system */
+        CHECK(arena_pending(memfd, NULL, 0) == 0);
+        CHECK(resident(memfd) < 20 * UNIT_BYTES);
+    }
+    arena_free(arena);
+}
+
+/* It outlives the process that wrote it. */
+static void test_another_process(void)
+{
+    int memfd = memfd_create("arena", MFD_CLOEXEC);
+    pid_t pid = fork();
+    CHECK(memfd >= 0 && pid >= 0);
+    if (pid == 0) {
+        struct arena *arena;
+        CHECK(arena_new(memfd, &arena) == 0);
+        struct block *line = arena_take(arena, 5, PENDING_LINE, 3);
+        memcpy(line->data, "abc", 3);
+        line->end = 3;
+        struct block *batch = arena_take(arena, 6, PENDING_BATCH, 1000000);
+        memset(batch->data, 'x', 900000);
+        batch->end = 900000;
+        batch->begin = 1;
+        _exit(0);
+    }
+    int status;
+    CHECK(waitpid(pid, &status, 0) == pid && status == 0);
+    struct pending found[4];
+    char text[4] = "";
+    CHECK(arena_pending(memfd, found, 4) == 2);
+    CHECK(found[0].owner == 5 && found[0].kind == PENDING_LINE && found[0].length == 3);
+    CHECK(pread(memfd, text, 3, (off_t)found[0].offset) == 3 && strcmp(text, "abc") == 0);
+    CHECK(found[1].owner == 6 && found[1].kind == PENDING_BATCH && found[1].length == 899999);
+    close(memfd);
+}
+
+int main(void)
+{
+    test_model(-1);
+    int memfd = memfd_create("arena", MFD_CLOEXEC);
+    test_model(memfd);
+    close(memfd);
+    test_another_process();
+    return 0;
+}
