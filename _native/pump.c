@@ -223,7 +223,6 @@ void pump_unwatch(struct pump *pump, int fd)
 
 static void serve_requests(struct pump *pump)
 {
-    eventfd_clear(pump->wake);
     pthread_mutex_lock(&pump->lock);
     if (pump->stop_asked && !pump->stopping) {
         pump->stopping = true;
@@ -241,17 +240,29 @@ static void serve_requests(struct pump *pump)
     }
 }
 
-static void dispatch(struct pump *pump, const struct epoll_event *events, int n)
+/* A turn counts once it has taken what woke it: a ping that comes later wakes the next. */
+static bool begin_turn(struct pump *pump, const struct epoll_event *events, int n)
 {
     bool asked = false;
+    for (int i = 0; i < n && !asked; i++)
+        asked = !events[i].data.ptr;
+    if (asked)
+        eventfd_clear(pump->wake);
+    atomic_fetch_add_explicit(&pump->turns, 1, memory_order_release);
+    return asked;
+}
+
+static void dispatch(struct pump *pump, const struct epoll_event *events, int n)
+{
+    bool asked = begin_turn(pump, events, n);
     pump->turn_reads = 0;
     pump->turn_bytes = 0;
     pump->turn_fullest = 0;
     for (int i = 0; i < n; i++) {
         struct target *target = events[i].data.ptr;
         if (!target)
-            asked = true;
-        else if (target->kind == TARGET_STREAM)
+            continue;
+        if (target->kind == TARGET_STREAM)
             stream_ready((struct stream *)target);
         else
             sink_schedule((struct sink *)target, 0);
@@ -368,7 +379,6 @@ static void *run(void *argument)
         int64_t slept = clock_ns();
         int n = wait_for_events(pump, events);
         pump->now = clock_ns();
-        atomic_fetch_add_explicit(&pump->turns, 1, memory_order_relaxed);
         dispatch(pump, events, n);
         work_agenda(pump);
         if (pump->stopping && (!pump->targets || pump->now >= pump->stop_at))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sysup.config import StreamSpec
-from sysup.streams import Pump, open_sink
+from sysup.streams import Pump, Sink, Source, open_sink
 from tests.bench.pump import compile_c
 from tests.e2e.harness import Daemon, until
 from tests.journald import Journald
@@ -99,7 +99,8 @@ def send_out(directory: str, options: dict[str, object], fds: list[int]) -> None
     before = resource.getrusage(resource.RUSAGE_SELF)
     pump = Pump()
     options = {"identifier": "web", **options}
-    sink = open_sink(pump, StreamSpec("JournalStream", options), "stdout")
+    sink = open_sink(pump, StreamSpec("JournalStream", options), Source("stdout", "web", "bench"))
+    assert isinstance(sink, Sink)
     for fd in fds:
         pump.add(fd, os.getpid(), sink, tail=2048)
     sink.close()

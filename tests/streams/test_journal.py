@@ -22,7 +22,7 @@ import pytest
 
 from sysup.config import StreamSpec
 from sysup.config.streams import Rate
-from sysup.streams import Sink, open_sink
+from sysup.streams import Sink, Source, open_sink
 from tests.journald import Journald, parse_export
 from tests.streams.house import House, write_all, write_and_close
 
@@ -98,7 +98,10 @@ def entry(data: bytes) -> dict[str, bytes]:
 
 
 def stderr_sink(house: House, **options: object) -> Sink:
-    return open_sink(house.pump, StreamSpec("JournalStream", options), "stderr", house.tell)
+    source = Source("stderr", "web", "shop")
+    sink = open_sink(house.pump, StreamSpec("JournalStream", options), source, house.tell)
+    assert isinstance(sink, Sink)
+    return sink
 
 
 class Feeder:
@@ -541,8 +544,7 @@ def test_without_fields_it_waits_for_a_journald(
     monkeypatch.setattr(DIRECTORY, str(directory))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as early:
         early.bind(str(directory / "stdout"))
-        early.listen()
-        sink = house.sink("JournalStream", fields=False, identifier="web")
+    sink = house.sink("JournalStream", fields=False, identifier="web")
     stream, writing = house.stream(sink, pid=os.getpid())
     write_and_close(writing, b"patient\n")
     house.until(lambda: house.told)
