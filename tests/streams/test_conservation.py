@@ -283,7 +283,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not mounted:
         pytest.skip("cannot mount a small tmpfs here: needs root and CAP_SYS_ADMIN")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 ROTATION = st.sampled_from([{}, {"max_bytes": 3000, "backup_count": 10_000}])
