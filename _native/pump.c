@@ -256,8 +256,8 @@ static void dispatch(struct pump *pump, const struct epoll_event *events, int n,
     for (int i = 0; i < n; i++) {
         struct target *target = events[i].data.ptr;
         if (!target)
-            asked = true;
-        else if (target->kind == TARGET_STREAM)
+            continue;
+        if (target->kind == TARGET_STREAM)
             stream_ready((struct stream *)target);
         else
             sink_schedule((struct sink *)target, 0);

@@ -284,20 +284,22 @@ static void take_piece(struct work *work, const char *text, size_t length, bool 
 {
     struct stream *stream = work->stream;
     unsigned piece = ends ? PIECE_LAST : 0;
-    if (stream->fate == FATE_OPEN) {
+    bool judged = stream->fate == FATE_OPEN;
+    if (judged) {
         piece |= PIECE_FIRST;
         stream->fate = work->full ? FATE_DROPPED
                                   : outlet_judge(stream->outlet, stream->target.pump->now, text, length);
     }
     if (stream->fate == FATE_KEPT && work->full) {
         stream->fate = FATE_DROPPED; /* the rest of a line that was begun */
+        judged = true;
         if (stream->sink->open_line == stream)
             stream->sink->open_line = stream->sink;
     }
     if (stream->fate == FATE_KEPT)
         put_piece(work, text, length, piece);
     else
-        outlet_lose(stream, stream->fate, ends || work->over, length + ends);
+        outlet_lose(stream, stream->fate, judged, length + ends); /* it may never end */
     if (ends)
         stream->fate = FATE_OPEN;
 }

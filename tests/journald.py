@@ -277,6 +277,8 @@ class Keeper:
         return self._pid
 
     def _start(self) -> None:
+        while select.select([self._notify], [], [], 0)[0]:
+            self._hear()
         keeper = os.getpid()
         self._pid = os.fork()
         if not self._pid:

@@ -140,7 +140,8 @@ def test_show(app: FakeApp) -> None:
         "stream": "stdout",
         "dropped_lines": 1,
         "dropped_bytes": 2,
-        "wid": 1,
+        "suppressed_lines": 0,
+        "suppressed_bytes": 0,
     }
     assert app.ask("show", name="db")["watcher"]["streams"][1]["to"] == "stderr of sysupd"
 

@@ -100,7 +100,9 @@ def write_and_close(fd: int, data: bytes) -> None:
 
 def content(path: Path) -> bytes:
     """What is in a file, that may not be there yet."""
-    return path.read_bytes() if path.exists() else b""
+    with contextlib.suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
 
 
 def is_open(path: Path) -> bool:

@@ -191,7 +191,9 @@ def rows_of(contents: Iterator[bytes]) -> tuple[dict[int, list[list[bytes]]], in
 fillers = st.binary(min_size=1, max_size=9).map(lambda data: data.replace(b"\n", b"\0"))
 SIZES = (0, 1, 10, 10, 100, MAX_LINE - HEAD_SIZE, MAX_LINE, 5000, 70_000)
 SHORT = (0, 1, 10, 100, MAX_LINE // 2)
-FAULTS = ("remove", "rename", "take_away", "give_back", "obstruct", "clear", "fill", "free")
+MOVED = ("remove", "rename", "take_away", "give_back", "obstruct", "clear")
+FULL = ("fill", "free")
+"""Not together with MOVED: of a line that the disk took in part, the rest is in the new file."""
 MOVES = ("reopen", "reopen", "rotate", "turn", "turn", "turn")
 
 Write = tuple[int, int, bytes, int, bool]
@@ -205,6 +207,11 @@ def plans(sizes: Sequence[int], most: int, moves: Sequence[str]) -> st.SearchStr
         st.integers(0, 5), st.sampled_from(sizes), fillers, st.integers(1, most), ended
     )
     return st.lists(writes | st.sampled_from(moves), max_size=40)
+
+
+def trouble(sizes: Sequence[int], most: int) -> st.SearchStrategy[list[Any]]:
+    """Plans with faults."""
+    return plans(sizes, most, MOVED + MOVES) | plans(sizes, most, FULL + MOVES)
 
 
 class Trial:
@@ -276,7 +283,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not mounted:
         pytest.skip("cannot mount a small tmpfs here: needs root and CAP_SYS_ADMIN")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 ROTATION = st.sampled_from([{}, {"max_bytes": 3000, "backup_count": 10_000}])
@@ -285,7 +292,7 @@ TRIALS = settings(
 )
 
 
-@given(st.integers(1, 6), plans(SIZES, 1, FAULTS + MOVES), ROTATION)
+@given(st.integers(1, 6), trouble(SIZES, 1), ROTATION)
 @TRIALS
 def test_nothing_is_lost_where_writers_wait(
     small_disk: Path, writers: int, plan: list[str | Write], rotation: dict[str, object]
@@ -302,7 +309,7 @@ def test_nothing_is_lost_where_writers_wait(
     assert {counted(writer.stream) for writer in trial.writers} == {(0, 0, 0, 0)}
 
 
-@given(st.integers(1, 6), plans(SHORT, 40, FAULTS + MOVES), ROTATION)
+@given(st.integers(1, 6), trouble(SHORT, 40), ROTATION)
 @TRIALS
 def test_what_may_be_dropped_is_counted(
     small_disk: Path, writers: int, plan: list[str | Write], rotation: dict[str, object]

@@ -204,6 +204,7 @@ def test_a_burst_of_many_is_stored_whole(
     wait = f"until [ -e {gate} ]; do sleep 0.02; done"
     app.watcher("web", f"{first}; {wait}; {second}", JOURNAL + options, WRITERS)
     daemon = app.start()
+    until(lambda: len(set(rows(journald, "SYSLOG_PID", "_PID"))) == WRITERS, "all are known")
     for _ in range(2):
         disturb(journald)
         assert daemon.status("web") == "active"
