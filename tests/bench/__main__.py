@@ -42,6 +42,7 @@ def measure(
     for turn in range(rounds):
         for peer in peers:
             print(f"{name} {turn + 1}/{rounds} {peer.name}", file=sys.stderr)
+            os.sync()  # or this peer waits for the disk that the one before has left to do
             busy, mine, began = busy_time(), own_time(), time.monotonic()
             try:
                 figures = SCENARIOS[name].measure(peer, tools, scale)
