@@ -253,8 +253,11 @@ class Runit(ServiceDirectories):
 
 
 class S6(ServiceDirectories):
+    """Only where the system has it: it looks for its s6-supervise in /usr/bin."""
+
     kind = "s6"
-    program = "s6-svscan"
+    program = "/usr/bin/s6-svscan"
+    install = ""
 
     def scan(self, services: Path, count: int) -> list[str]:
         return [f"-c{max(500, 2 * count)}", str(services)]
