@@ -29,7 +29,7 @@ help:
 	@echo 'make demo    build, and see the founding examples at work'
 	@echo 'make test    build, and run all tests'
 	@echo 'make check   formatting, lint, types, compiler warnings'
-	@echo 'make bench   measure, with circus and supervisord beside it'
+	@echo 'make bench   measure, with other supervisors and loggers beside it'
 	@echo 'make format  put the Python code in shape'
 	@echo 'make clean   remove all that was built'
 

@@ -1,119 +1,106 @@
 """`make bench`: sysup and its peers, measured in the same run.
 
-    python -m tests.bench [--quick] [--rounds N] [--peers NAME,...] [SCENARIO...]
+    python -m tests.bench [--quick] [--rounds N] [--peers NAME,...] [--markdown] [SCENARIO...]
 
-circus and supervisord are installed into build/bench; daemontools, runit and s6 take part where
-the system has them. The supervisors take turns, round by round, so that what disturbs the machine
-disturbs all; printed are the medians over the rounds, and how many times worse than the
-best supervisor each is. The bare C loop says what the machine could do. Absolute figures belong
-to the day and the machine.
+Peers are got into build/bench, as far as pip, apt-get and npm can. They take turns, round by
+round, so that what disturbs the machine disturbs all; printed are the medians over the rounds,
+and how many times worse than the best of them each is. The bare C loop says what the machine
+could do. `others' cores` is the processor time that others took meanwhile, the kernel's own
+threads among them. Absolute figures belong to the day and the machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import signal
 import statistics
-import subprocess
 import sys
+import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.peers import (
-    S6,
-    Circus,
-    Daemontools,
-    Peer,
-    Reference,
-    Runit,
-    Supervisord,
-    Sysup,
-)
-from tests.bench.run import Missing
-from tests.bench.scenarios import (
-    MORE_IS_BETTER,
-    NOT_COMPARED,
-    QUICK,
-    SCENARIOS,
-    Figures,
-    Scale,
-    Tools,
-)
+from tests.bench.install import BUILD, compile_tools, install_peers
+from tests.bench.peers import Peer, Reference
+from tests.bench.run import QUICK, Figures, Missing, Scale, Tools
+from tests.bench.scenarios import MORE_IS_BETTER, NOT_COMPARED, SCENARIOS
 from tests.e2e.harness import become_subreaper
-
-HERE = Path(__file__).parent
-BUILD = HERE.parents[1] / "build" / "bench"
-PACKAGES = ("circus==0.19.0", "supervisor", "setuptools<81")
-"""The last for supervisor, which may want its pkg_resources."""
 
 Table = dict[str, list[Figures]]
 """Peer -> figures of each round."""
 
 
-def compile_tools() -> Tools:
-    """Build the C programs. Raises CalledProcessError when they do not compile."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    for name in ("child", "verify", "reference"):
-        source, target = HERE / f"{name}.c", BUILD / name
-        # Static: what a child does before its first instruction is not the supervisor's.
-        options = ["-std=c17", "-D_GNU_SOURCE", "-O2", "-static"]
-        subprocess.run(["gcc", *options, "-o", target, source], check=True)
-    return Tools(BUILD / "child", BUILD / "verify")
-
-
-def install_peers() -> Path:
-    """Install the peers that are Python packages; returns where their programs are."""
-    environment = BUILD / "venv"
-    stamp = environment / ".ready"
-    if not stamp.exists():
-        print("installing", *PACKAGES[:2], file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", "--clear", environment], check=True)
-        subprocess.run([environment / "bin/pip", "install", "-q", *PACKAGES], check=True)
-        stamp.touch()
-    return environment / "bin"
-
-
 def measure(
-    peers: list[Peer], names: list[str], tools: Tools, scale: Scale, rounds: int
-) -> dict[str, Table]:
-    """All rounds of all scenarios; a supervisor that fails in one has no figures for it."""
-    tables: dict[str, Table] = {}
-    for name in names:
-        table = tables[name] = defaultdict(list)
-        taking_part = [peer for peer in peers if peer.one_log or name != "one_log"]
-        for turn in range(rounds):
-            for peer in taking_part:
-                print(f"{name} {turn + 1}/{rounds} {peer.name}", file=sys.stderr)
-                try:
-                    table[peer.name].append(SCENARIOS[name](peer, tools, scale))
-                except Missing as missing:
-                    print(f"  {missing}", file=sys.stderr)
-        show(name, table)
-    return tables
+    name: str, peers: list[Peer], tools: Tools, scale: Scale, rounds: int
+) -> dict[str, list[Figures]]:
+    """All rounds of a scenario; a peer that fails in one has no figures for it."""
+    table: Table = defaultdict(list)
+    for turn in range(rounds):
+        for peer in peers:
+            print(f"{name} {turn + 1}/{rounds} {peer.name}", file=sys.stderr)
+            os.sync()  # or this peer waits for the disk that the one before has left to do
+            busy, mine, began = busy_time(), own_time(), time.monotonic()
+            try:
+                figures = SCENARIOS[name].measure(peer, tools, scale)
+            except Missing as missing:
+                print(f"  {missing}", file=sys.stderr)
+                continue
+            others = (busy_time() - busy) - (own_time() - mine)
+            figures["others' cores"] = max(0.0, others / (time.monotonic() - began))
+            table[peer.name].append(figures)
+    return table
 
 
-def show(name: str, table: Table) -> None:
+def busy_time() -> float:
+    """Seconds that the processors have worked."""
+    user, nice, system, _, _, irq, soft = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def own_time() -> float:
+    """Of these, for this program and all that it has started and that has ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def show(title: str, table: Table, markdown: bool) -> None:
     """Print medians, and ratios to the best supervisor."""
     medians: dict[str, Figures] = {
         peer: {key: statistics.median(f[key] for f in rounds) for key in rounds[0]}
         for peer, rounds in table.items()
-        if rounds
     }
-    print(f"\n{name}: {SCENARIOS[name].__doc__}")
-    for number, (peer, figures) in enumerate(medians.items()):
-        if number == 0:
-            print(f"{'':<12}" + "".join(f"{key:>21}" for key in figures))
-        cells = (cell(key, value, best(key, medians)) for key, value in figures.items())
-        print(f"{peer:<12}" + "".join(cells))
-    print(flush=True)
+    rows = list(cells(medians))
+    if not rows:
+        return
+    keys = list(next(iter(medians.values())))
+    print()
+    if markdown:
+        print("|", " | ".join([title, *keys]), "|")
+        print("|---" + "|---:" * len(keys) + "|")
+        for row in rows:
+            print("|", " | ".join(row), "|")
+    else:
+        print(title)
+        print(f"{'':<20}" + "".join(f"{key:>19}" for key in keys))
+        for peer, *row in rows:
+            print(f"{peer:<20}" + "".join(f"{text:>19}" for text in row))
+    sys.stdout.flush()
+
+
+def cells(medians: dict[str, Figures]) -> Iterator[list[str]]:
+    """The rows of the table: the peer, then its figures as text."""
+    for peer, figures in medians.items():
+        name = f"*{peer}*" if peer.startswith(Reference.kind) else peer
+        yield [name, *(cell(key, value, best(key, medians)) for key, value in figures.items())]
 
 
 def best(key: str, medians: dict[str, Figures]) -> float | None:
     """The best figure of any supervisor; None where none is better than another."""
-    values = [f[key] for peer, f in medians.items() if peer != Reference.name]
+    values = [f[key] for peer, f in medians.items() if not peer.startswith(Reference.kind)]
     if key in NOT_COMPARED or not values:
         return None
     return max(values) if key in MORE_IS_BETTER else min(values)
@@ -122,10 +109,9 @@ def best(key: str, medians: dict[str, Figures]) -> float | None:
 def cell(key: str, value: float, best: float | None) -> str:
     """A figure and, in brackets, how many times worse than the best it is."""
     text = f"{value:,.0f}" if value == int(value) or value >= 1000 else f"{value:.3g}"
-    ratio = ""
-    if best and value:
-        ratio = f"({best / value if key in MORE_IS_BETTER else value / best:.2f}x)"
-    return f"{text:>11} {ratio:<9}"
+    if best is None or best <= 0 or value <= 0:
+        return text
+    return f"{text} ({best / value if key in MORE_IS_BETTER else value / best:.2f}x)"
 
 
 def arguments() -> argparse.Namespace:
@@ -133,12 +119,28 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=", ".join(SCENARIOS))
     parser.add_argument("--quick", action="store_true", help="a sanity pass, on a small scale")
     parser.add_argument("--rounds", type=int, help="(3; with --quick 1)")
-    parser.add_argument("--peers", help="names, with commas between them")
+    parser.add_argument("--peers", help="names or kinds (sysup, s6-log), with commas between them")
+    parser.add_argument("--markdown", action="store_true", help="tables to be pasted")
     found = parser.parse_args()
     unknown = set(found.scenarios) - SCENARIOS.keys()
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     return found
+
+
+def choose(scenarios: list[str], wanted: str | None) -> dict[str, list[Peer]]:
+    """The peers of each scenario, as far as they are wanted and can be had."""
+    names = wanted and {name.strip() for name in wanted.split(",")}
+    chosen = {
+        scenario: [p for p in SCENARIOS[scenario].peers if not names or {p.name, p.kind} & names]
+        for scenario in scenarios
+    }
+    everybody = [peer for peers in chosen.values() for peer in peers]
+    install_peers(peer.install for peer in everybody)
+    absent = {peer.kind for peer in everybody if not peer.found()}
+    if absent:
+        print("not to be had:", ", ".join(sorted(absent)), file=sys.stderr)
+    return {name: [p for p in peers if p.kind not in absent] for name, peers in chosen.items()}
 
 
 def main() -> int:
@@ -148,31 +150,16 @@ def main() -> int:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     tools = compile_tools()
-    programs = install_peers()
-    known: list[Peer] = [
-        Sysup(),
-        Circus(programs),
-        Supervisord(programs),
-        Daemontools(),
-        Runit(),
-        S6(),
-        Reference(BUILD),
-    ]
-    wanted = args.peers.split(",") if args.peers else [peer.name for peer in known]
-    peers = [peer for peer in known if peer.found and peer.name in wanted]
-    absent = [peer.name for peer in known if not peer.found and peer.name in wanted]
-    if absent:
-        print("not on this machine:", ", ".join(absent), file=sys.stderr)
-    tables = measure(
-        peers,
-        args.scenarios or list(SCENARIOS),
-        tools,
-        QUICK if args.quick else Scale(),
-        args.rounds or (1 if args.quick else 3),
-    )
-    result = BUILD / "results.json"
-    result.write_text(json.dumps({"kernel": platform.release(), "figures": tables}, indent=1))
-    print(f"all rounds are in {result}")
+    rounds = args.rounds or (1 if args.quick else 3)
+    tables: dict[str, Table] = {}
+    for name, peers in choose(args.scenarios or list(SCENARIOS), args.peers).items():
+        tables[name] = measure(name, peers, tools, QUICK if args.quick else Scale(), rounds)
+        title = SCENARIOS[name].title + (" (on a small scale)" if args.quick else "")
+        show(title, tables[name], args.markdown)
+    if not args.quick:
+        result = BUILD / "results.json"
+        result.write_text(json.dumps({"kernel": platform.release(), "figures": tables}, indent=1))
+        print(f"\nall rounds are in {result}")
     return 0
 
 

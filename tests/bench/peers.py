@@ -1,11 +1,13 @@
-"""The supervisors that are measured: how each is told to run a job, and to end.
+"""The supervisors and loggers that are measured: how each is told to run a job, and to end.
 
 Every one gets the least that the job needs and its own defaults for the rest, runs in the
-foreground, and has its sockets, logs and pid files in the directory of the run.
+foreground, and has its sockets, logs and pid files in the directory of the run. A logger
+reads the pipe that a shell makes, which all children of the job share.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,14 +16,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+ROTATE = 10_000_000
+"""Bytes of a file where logs are rotated."""
+BACKUPS = 100
+
 
 @dataclass(frozen=True)
 class Job:
-    """So many processes of one command; with a `log`, their output in that one file."""
+    """So many processes of one command, and the files that their output goes to."""
 
     command: tuple[str, ...]
     children: int
     log: Path | None = None
+    errors: Path | None = None
 
     @property
     def line(self) -> str:
@@ -30,29 +37,38 @@ class Job:
 
 
 class Peer:
-    """A supervisor. Found by its program, in one of `path` or on PATH."""
+    """A supervisor or logger.
 
-    name: str
+    Args:
+        label: what tells it from others of its kind, in tables.
+        options: to be set beyond what the job needs, in its own words.
+    """
+
+    kind: str
     program: str
-    one_log = True
-    """Whether it can write what many processes print to one file."""
+    install = ""
+    """How the benchmark gets it: pip, apt or npm."""
 
-    def __init__(self, *path: Path) -> None:
-        self.path = ":".join([*map(str, path), os.environ["PATH"]])
-        self.found = shutil.which(self.program, path=self.path)
+    def __init__(self, label: str = "", options: tuple[str, ...] = ()) -> None:
+        self.name = f"{self.kind} {label}".strip()
+        self.options = options
+
+    def found(self) -> bool:
+        """Whether its program is on PATH."""
+        return shutil.which(self.program) is not None
 
     def configure(self, directory: Path, job: Job) -> list[str]:
-        """Write what is needed into `directory`; returns the arguments of the program."""
+        """Write what is needed into `directory`; returns the command to run."""
         raise NotImplementedError
 
     def start(self, directory: Path, job: Job) -> subprocess.Popen[bytes]:
         """Start it on a job; what it says of itself goes to `directory`/out."""
-        arguments = self.configure(directory, job)
+        command = self.configure(directory, job)
         with (directory / "out").open("wb") as out:
             return subprocess.Popen(
-                [self.program, *arguments],
+                command,
                 cwd=directory,
-                env={**os.environ, "PATH": self.path, "SYSUP_RUNTIME_DIR": str(directory)},
+                env={**os.environ, "SYSUP_RUNTIME_DIR": str(directory)},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -63,41 +79,46 @@ class Peer:
         process.send_signal(signal.SIGTERM)
 
 
-class Sysup(Peer):
-    name = "sysup"
-    program = "sysupd"
-
-    def __init__(self) -> None:
-        super().__init__(Path(sys.executable).parent)
+class Ini(Peer):
+    """sysup and Circus; an option is one of the stream of the log."""
 
     def configure(self, directory: Path, job: Job) -> list[str]:
-        lines = ["[watcher:w]", f"cmd = {job.line}", f"numprocesses = {job.children}"]
-        if job.log:
-            lines += ["stdout_stream.class = FileStream", f"stdout_stream.filename = {job.log}"]
-        return [write(directory / "bench.ini", lines)]
+        lines = [*self.daemon(directory), "[watcher:w]", f"cmd = {job.line}"]
+        lines.append(f"numprocesses = {job.children}")
+        for name, path in (("stdout", job.log), ("stderr", job.errors)):
+            if path:
+                lines.append(f"{name}_stream.class = FileStream")
+                lines.append(f"{name}_stream.filename = {path}")
+                lines += (f"{name}_stream.{option}" for option in self.options)
+        return [self.program, write(directory / "bench.ini", lines)]
+
+    def daemon(self, directory: Path) -> list[str]:
+        """The section of the daemon itself."""
+        return []
 
 
-class Circus(Peer):
-    name = "circus"
+class Sysup(Ini):
+    kind = "sysup"
+    program = str(Path(sys.executable).with_name("sysupd"))
+
+
+class Circus(Ini):
+    kind = "circus"
     program = "circusd"
+    install = "pip"
 
-    def configure(self, directory: Path, job: Job) -> list[str]:
-        lines = [
+    def daemon(self, directory: Path) -> list[str]:
+        return [
             "[circus]",
             f"endpoint = ipc://{directory}/endpoint",
             f"pubsub_endpoint = ipc://{directory}/pubsub",
-            "[watcher:w]",
-            f"cmd = {job.line}",
-            f"numprocesses = {job.children}",
         ]
-        if job.log:
-            lines += ["stdout_stream.class = FileStream", f"stdout_stream.filename = {job.log}"]
-        return [write(directory / "bench.ini", lines)]
 
 
 class Supervisord(Peer):
-    name = "supervisord"
+    kind = "supervisord"
     program = "supervisord"
+    install = "pip"
 
     def configure(self, directory: Path, job: Job) -> list[str]:
         lines = [
@@ -111,26 +132,93 @@ class Supervisord(Peer):
             f"numprocs = {job.children}",
             "process_name = %(program_name)s%(process_num)04d",
             f"stdout_logfile = {job.log or 'NONE'}",
-            "stdout_logfile_maxbytes = 0",
-            "stderr_logfile = NONE",
+            f"stderr_logfile = {job.errors or 'NONE'}",
+            "stderr_logfile_maxbytes = 0",
+            *(self.options or ["stdout_logfile_maxbytes = 0"]),
         ]
-        return ["--nodaemon", "--configuration", write(directory / "bench.conf", lines)]
+        return [self.program, "--nodaemon", "-c", write(directory / "bench.conf", lines)]
+
+
+class Pm2(Peer):
+    """pm2 with the daemon in the foreground."""
+
+    kind = "pm2"
+    program = "pm2-runtime"
+    install = "npm"
+
+    def configure(self, directory: Path, job: Job) -> list[str]:
+        app = {
+            "name": "w",
+            "script": job.command[0],
+            "args": list(job.command[1:]),
+            "interpreter": "none",
+            "exec_mode": "fork",
+            "instances": job.children,
+            "merge_logs": True,
+            "out_file": str(job.log or "/dev/null"),
+            "error_file": str(job.errors or "/dev/null"),
+        }
+        apps = write(directory / "bench.json", [json.dumps({"apps": [app]})])
+        return ["env", f"PM2_HOME={directory}/pm2", self.program, "start", apps]
 
 
 class Reference(Peer):
-    """The bare loop in C: a yardstick, not a competitor."""
+    """The bare loop in C: a yardstick, not a competitor. Options: MAX_BYTES PAUSE_US."""
 
-    name = "bare C loop"
+    kind = "bare C loop"
     program = "reference"
 
     def configure(self, directory: Path, job: Job) -> list[str]:
-        return [str(job.children), str(job.log or "-"), *job.command]
+        options = self.options or ("0", "0")
+        return [self.program, str(job.children), str(job.log or "-"), *options, *job.command]
+
+
+class Logger(Peer):
+    """A program that writes what it reads into files of a directory."""
+
+    install = "apt"
+    unbounded: tuple[str, ...] = ()
+    """Options with which it rotates as late as it can."""
+
+    def configure(self, directory: Path, job: Job) -> list[str]:
+        assert job.log
+        logger = self.logger(job.log.parent, self.options or self.unbounded)
+        children = f"for i in $(seq {job.children}); do {job.line} & done; wait"
+        return ["sh", "-c", f"{{ {children}; }} | exec {logger}"]
+
+    def logger(self, logs: Path, options: tuple[str, ...]) -> str:
+        """The command line."""
+        return " ".join([self.program, *options, str(logs)])
+
+
+class S6Log(Logger):
+    kind = "s6-log"
+    program = "s6-log"
+    unbounded = ("s268435455",)
+
+
+class Multilog(Logger):
+    kind = "multilog"
+    program = "multilog"
+    unbounded = ("s16777215", f"n{BACKUPS}")
+
+
+class Svlogd(Logger):
+    """Options: that of the command line, and those for the file `config`."""
+
+    kind = "svlogd"
+    program = "svlogd"
+    unbounded = ("", "s0")
+
+    def logger(self, logs: Path, options: tuple[str, ...]) -> str:
+        write(logs / "config", list(options[1:]))
+        return f"{self.program} {options[0]} {logs}"
 
 
 class ServiceDirectories(Peer):
     """A process for each service, and one that scans the directory of services."""
 
-    one_log = False
+    install = "apt"
 
     def configure(self, directory: Path, job: Job) -> list[str]:
         for number in range(job.children):
@@ -139,7 +227,7 @@ class ServiceDirectories(Peer):
             script = service / "run"
             write(script, ["#!/bin/sh", f"exec {job.line}"])
             script.chmod(0o755)
-        return self.scan(directory / "scan", job.children)
+        return [self.program, *self.scan(directory / "scan", job.children)]
 
     def scan(self, services: Path, count: int) -> list[str]:
         """The arguments of the scanning program."""
@@ -147,17 +235,17 @@ class ServiceDirectories(Peer):
 
 
 class Daemontools(ServiceDirectories):
-    name = "daemontools"
+    kind = "daemontools"
     program = "svscan"
 
     def end(self, process: subprocess.Popen[bytes], directory: Path) -> None:
         process.send_signal(signal.SIGTERM)  # first, or it starts each supervise again
         services = sorted(map(str, (directory / "scan").iterdir()))
-        subprocess.run(["svc", "-dx", *services], env={"PATH": self.path}, check=True)
+        subprocess.run(["svc", "-dx", *services], check=True)
 
 
 class Runit(ServiceDirectories):
-    name = "runit"
+    kind = "runit"
     program = "runsvdir"
 
     def end(self, process: subprocess.Popen[bytes], directory: Path) -> None:
@@ -165,8 +253,11 @@ class Runit(ServiceDirectories):
 
 
 class S6(ServiceDirectories):
-    name = "s6"
-    program = "s6-svscan"
+    """Only where the system has it: it looks for its s6-supervise in /usr/bin."""
+
+    kind = "s6"
+    program = "/usr/bin/s6-svscan"
+    install = ""
 
     def scan(self, services: Path, count: int) -> list[str]:
         return [f"-c{max(500, 2 * count)}", str(services)]

@@ -1,10 +1,11 @@
 /* What a supervisor cannot beat: the bare loop, without policy, config or control.
  *
- *     reference COUNT LOG COMMAND...
+ *     reference COUNT LOG MAX_BYTES PAUSE_US COMMAND...
  *
  * Keeps COUNT processes of COMMAND running: each that dies is replaced at once. With a LOG
- * other than "-" what they print goes there line by line. SIGTERM is passed on and ends it when
- * all are dead. */
+ * other than "-" what they print goes there in whole lines; before it grows larger than
+ * MAX_BYTES (0: never) it is renamed to LOG.1, LOG.2 and so on. PAUSE_US > 0 sleeps after each
+ * round, so that small writes pool. SIGTERM is passed on and ends it when all are dead. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -24,12 +25,15 @@ struct slot {
     pid_t pid;
     int pipe;    /* where its output is read, or -1 */
     size_t held; /* bytes of a line that has not ended */
-    char *bytes; /* room for BUFFER, for the held ones and those read after them */
+    char *bytes; /* room for the held ones and BUFFER read after them */
 };
 
 static struct slot *slots;
 static long n_slots;
 static int epoll_fd, log_fd = -1;
+static const char *log_name;
+static size_t log_size, log_most;
+static useconds_t pause_us;
 static char **command;
 static posix_spawnattr_t attributes;
 
@@ -62,7 +66,25 @@ static void start(struct slot *slot) {
     }
 }
 
+static void open_log(void) {
+    log_fd = open(log_name, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    must(log_fd >= 0, log_name);
+    log_size = 0;
+}
+
+static void rotate(void) {
+    static int rotated;
+    char name[4096];
+    snprintf(name, sizeof name, "%s.%d", log_name, ++rotated);
+    close(log_fd);
+    must(rename(log_name, name) == 0, name);
+    open_log();
+}
+
 static void write_log(const char *bytes, size_t size) {
+    if (log_most && log_size && log_size + size > log_most)
+        rotate();
+    log_size += size;
     while (size > 0) {
         ssize_t n = write(log_fd, bytes, size);
         must(n >= 0, "write");
@@ -73,11 +95,11 @@ static void write_log(const char *bytes, size_t size) {
 
 /* Pass on the lines that are whole; false at the end of the output. */
 static bool pump(struct slot *slot) {
-    if (slot->held == BUFFER) {
+    if (slot->held >= BUFFER) {
         write_log(slot->bytes, slot->held);
         slot->held = 0;
     }
-    ssize_t n = read(slot->pipe, slot->bytes + slot->held, BUFFER - slot->held);
+    ssize_t n = read(slot->pipe, slot->bytes + slot->held, BUFFER);
     if (n <= 0)
         return n < 0;
     size_t filled = slot->held + (size_t)n;
@@ -118,21 +140,22 @@ static long reap(bool replace) {
 }
 
 static void set_up(int argc, char **argv) {
-    if (argc < 4) {
-        fputs("usage: reference COUNT LOG COMMAND...\n", stderr);
+    if (argc < 6) {
+        fputs("usage: reference COUNT LOG MAX_BYTES PAUSE_US COMMAND...\n", stderr);
         exit(2);
     }
     n_slots = atol(argv[1]);
-    command = argv + 3;
-    if (strcmp(argv[2], "-") != 0) {
-        log_fd = open(argv[2], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
-        must(log_fd >= 0, argv[2]);
-    }
+    log_name = argv[2];
+    log_most = (size_t)atoll(argv[3]);
+    pause_us = (useconds_t)atoi(argv[4]);
+    command = argv + 5;
+    if (strcmp(log_name, "-") != 0)
+        open_log();
     slots = calloc((size_t)n_slots, sizeof *slots);
     epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     must(slots && epoll_fd >= 0, "epoll");
     for (long i = 0; i < n_slots && log_fd >= 0; i++)
-        must((slots[i].bytes = malloc(BUFFER)) != NULL, "malloc");
+        must((slots[i].bytes = malloc(2 * BUFFER)) != NULL, "malloc");
 }
 
 static int watch_signals(void) {
@@ -179,5 +202,7 @@ int main(int argc, char **argv) {
         }
         if (signalled)
             living = reap(!ending);
+        if (pause_us)
+            usleep(pause_us);
     }
 }

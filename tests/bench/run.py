@@ -25,6 +25,39 @@ from tests.e2e.harness import descendants
 
 REPORT = struct.Struct("QQ")
 NS = 1_000_000_000
+SETTLE = 3.0
+"""Seconds after the start before anything is measured: more than any supervisor asks of a
+process that is to count as started."""
+
+Figures = dict[str, float]
+"""What a scenario found out, by names that end in the unit."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured."""
+
+    children: int = 200
+    many: int = 1000
+    kills: int = 100
+    killing: float = 30.0
+    watching: float = 20.0
+    bulk: int = 2_000_000
+    writers: int = 100
+    lines: int = 20_000
+    silent: tuple[int, int] = (500, 1500)
+
+
+QUICK = Scale(20, 50, 10, 5.0, 3.0, 300_000, 10, 2_000, (20, 60))
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The compiled helpers."""
+
+    child: Path
+    verify: Path
+    follow: Path
 
 
 class Missing(Exception):
@@ -63,22 +96,38 @@ class Run:
 
     Args:
         child: the program to supervise.
-        mode: its arguments after the FIFO.
+        mode: its arguments after the two FIFOs.
         log: whether what the children print goes to one file, `log`.
+        errors: whether what they print to stderr goes to another one.
     """
 
     def __init__(
-        self, peer: Peer, child: Path, mode: tuple[str, ...], children: int, *, log: bool = False
+        self,
+        peer: Peer,
+        child: Path,
+        mode: tuple[str, ...],
+        children: int,
+        *,
+        log: bool = False,
+        errors: bool = False,
     ) -> None:
         self.peer = peer
         self.children = children
         self.directory = Path(tempfile.mkdtemp(prefix="sysup-bench-"))
-        self.log = self.directory / "log"
-        fifo = self.directory / "reports"
+        # As the loggers want it: a directory of its own, and this name.
+        self.log = self.directory / "log/current"
+        self.log.parent.mkdir()
+        fifo, self._gate = self.directory / "reports", self.directory / "gate"
         os.mkfifo(fifo)
+        os.mkfifo(self._gate)
         # For writing as well: a reader of a FIFO without writers would see its end.
         self._reports = os.open(fifo, os.O_RDWR | os.O_CLOEXEC)
-        job = Job((str(child), str(fifo), *mode), children, self.log if log else None)
+        job = Job(
+            (str(child), str(fifo), str(self._gate), *mode),
+            children,
+            self.log if log else None,
+            self.directory / "errors" if errors else None,
+        )
         self.child = str(child)
         self._ended: set[int] = set()
         self.began = time.monotonic_ns()
@@ -121,6 +170,16 @@ class Run:
         """A report of each child. Raises Missing after `timeout` seconds."""
         deadline = time.monotonic() + timeout
         return [self.report(deadline - time.monotonic()) for _ in range(self.children)]
+
+    def open_gate(self) -> None:
+        """Let the children write. All have reported, so they wait, or soon will."""
+        with self._gate.open("wb"):
+            time.sleep(0.05)
+
+    def parts(self) -> list[Path]:
+        """The files of the log, oldest first."""
+        found = [p for p in self.log.parent.iterdir() if p.name.startswith(("current", "@"))]
+        return sorted(found, key=lambda path: path.stat().st_mtime_ns)
 
     def below(self) -> dict[int, str]:
         """Command lines, by pid, of the supervisor's helpers and children."""

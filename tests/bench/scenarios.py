@@ -1,186 +1,103 @@
-"""What is measured. Each scenario takes a supervisor and returns figures by name.
-
-A figure's name ends in its unit. Smaller is better, but for those in MORE_IS_BETTER.
-"""
+"""All that is measured, and with whom."""
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import statistics
-import subprocess
-import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from tests.bench.peers import Peer
-from tests.bench.run import NS, Missing, Run
-
-Figures = dict[str, float]
+from tests.bench import lifecycle, output
+from tests.bench.peers import (
+    BACKUPS,
+    ROTATE,
+    S6,
+    Circus,
+    Daemontools,
+    Multilog,
+    Peer,
+    Pm2,
+    Reference,
+    Runit,
+    S6Log,
+    Supervisord,
+    Svlogd,
+    Sysup,
+)
+from tests.bench.run import Figures, Scale, Tools
 
 MORE_IS_BETTER = frozenset({"MB/s"})
-NOT_COMPARED = frozenset({"kills", "starts"})
-
-SETTLE = 3.0
-"""Seconds after the start before anything is measured: more than any supervisor asks of a
-process that is to count as started."""
-LINE = 100
-"""Bytes of a line that the child writes."""
+NOT_COMPARED = frozenset({"kills", "starts", "files", "others' cores"})
 
 
 @dataclass(frozen=True)
-class Scale:
-    """How much is measured."""
+class Scenario:
+    """Something that is measured; `peers` take turns at it. Smaller figures are better, but for
+    those in MORE_IS_BETTER."""
 
-    children: int = 200
-    many: int = 1000
-    kills: int = 100
-    killing: float = 30.0
-    watching: float = 20.0
-    writers: int = 100
-    lines: int = 20_000
+    title: str
+    measure: Callable[[Peer, Tools, Scale], Figures]
+    peers: tuple[Peer, ...]
 
 
-QUICK = Scale(20, 50, 10, 5.0, 3.0, 10, 2_000)
+DAY_TIME = "time_format = %Y-%m-%d %H:%M:%S"
+LATE = S6Log.unbounded
 
+SUPERVISORS = (Sysup(), Circus(), Supervisord(), Daemontools(), Runit(), S6(), Reference())
+WRITERS = (
+    Sysup(),
+    Circus(),
+    Supervisord(),
+    Pm2(),
+    S6Log(),
+    Multilog(),
+    Svlogd(),
+    Reference(),
+    Reference("+1ms", ("0", "1000")),
+)
+STAMPING = (
+    Sysup("iso", ("time_format = iso",)),
+    Sysup("tai64n", ("time_format = tai64n",)),
+    Sysup("strftime", (DAY_TIME,)),
+    Sysup("prefix", ("format = prefix",)),
+    Circus("strftime", (DAY_TIME,)),
+    S6Log("tai64n", ("t", *LATE)),
+    S6Log("iso", ("T", *LATE)),
+    Multilog("tai64n", ("t", *Multilog.unbounded)),
+    Svlogd("iso", ("-ttt", "s0")),
+)
+ROTATING = (
+    Sysup("", (f"max_bytes = {ROTATE}", f"backup_count = {BACKUPS}")),
+    Circus("", (f"max_bytes = {ROTATE}", f"backup_count = {BACKUPS}")),
+    Supervisord("", (f"stdout_logfile_maxbytes = {ROTATE}", f"stdout_logfile_backups = {BACKUPS}")),
+    S6Log("", (f"n{BACKUPS}", f"s{ROTATE}")),
+    Multilog("", (f"n{BACKUPS}", f"s{ROTATE}")),
+    Svlogd("", ("", f"n{BACKUPS}", f"s{ROTATE}")),
+    Reference("", (str(ROTATE), "0")),
+)
+STEADY = (*WRITERS, Sysup("refresh 0.3", ("refresh_time = 0.3",)))
+HOLDING = (Sysup(), Circus(), Supervisord())
 
-@dataclass(frozen=True)
-class Tools:
-    """The compiled helpers."""
-
-    child: Path
-    verify: Path
-
-
-def restart(peer: Peer, tools: Tools, scale: Scale) -> Figures:
-    """SIGKILL one child after the other; the time to the successor's first instruction."""
-    delays: list[float] = []
-    with Run(peer, tools.child, ("sleep",), scale.children) as run:
-        pids = [report.pid for report in run.all_up()]
-        time.sleep(SETTLE)
-        before = run.cost()
-        deadline = time.monotonic() + scale.killing
-        for pid in pids[: scale.kills]:
-            time.sleep(random.uniform(0.005, 0.030))  # not in step with anybody's timer
-            killed = time.monotonic_ns()
-            os.kill(pid, signal.SIGKILL)
-            delays.append((run.report(20.0).time - killed) / 1e6)
-            if time.monotonic() > deadline:
-                break
-        cpu = run.cost().cpu - before.cpu
-    return {
-        "p50 ms": statistics.median(delays),
-        "p99 ms": sorted(delays)[max(0, round(len(delays) * 0.99) - 1)],
-        "CPU ms/kill": 1000 * cpu / len(delays),
-        "kills": len(delays),
-    }
-
-
-def idle(peer: Peer, tools: Tools, scale: Scale) -> Figures:
-    """Sleeping children, and nothing to do."""
-    with Run(peer, tools.child, ("sleep",), scale.children) as run:
-        run.all_up()
-        time.sleep(SETTLE)
-        before = run.cost()
-        time.sleep(scale.watching)
-        after = run.cost()
-    return {
-        "wake-ups/s": (after.switches - before.switches) / scale.watching,
-        "CPU ms/s": 1000 * (after.cpu - before.cpu) / scale.watching,
-        "PSS MB": after.pss / 1e6,
-    }
-
-
-def start_stop(peer: Peer, tools: Tools, scale: Scale) -> Figures:
-    """Some children: until all have begun; after the order to end, until all is gone."""
-    return _start_stop(peer, tools, scale.children)
-
-
-def start_stop_many(peer: Peer, tools: Tools, scale: Scale) -> Figures:
-    """The same with many children."""
-    return _start_stop(peer, tools, scale.many)
-
-
-def _start_stop(peer: Peer, tools: Tools, children: int) -> Figures:
-    with Run(peer, tools.child, ("sleep",), children) as run:
-        reports = run.all_up()
-        started = run.cost()
-        time.sleep(SETTLE)
-        ending = run.end({report.pid for report in reports})
-    return {
-        "start s": (max(report.time for report in reports) - run.began) / NS,
-        "start CPU s": started.cpu,
-        "children gone s": ending.children,
-        "all gone s": ending.all,
-    }
-
-
-def crash_loop(peer: Peer, tools: Tools, scale: Scale) -> Figures:
-    """A command that fails at once, under defaults."""
-    starts = 1
-    with Run(peer, tools.child, ("fail",), 1) as run:
-        run.all_up()
-        before = run.cost()
-        deadline = time.monotonic() + scale.watching
-        try:
-            while True:
-                run.report(deadline - time.monotonic())
-                starts += 1
-        except Missing:
-            cpu = run.cost().cpu - before.cpu
-    return {"starts": starts, "CPU ms/s": 1000 * cpu / scale.watching}
-
-
-def one_log(peer: Peer, tools: Tools, scale: Scale) -> Figures:
-    """Many children write lines to one file, each line by a write of its own."""
-    with tempfile.TemporaryDirectory() as directory:
-        gate = Path(directory, "gate")
-        os.mkfifo(gate)
-        mode = ("lines", str(scale.lines), str(gate))
-        with Run(peer, tools.child, mode, scale.writers, log=True) as run:
-            run.all_up()
-            before = run.cost()
-            began = time.monotonic()
-            opened = os.open(gate, os.O_WRONLY)
-            ended = _until_still(run.log, scale.writers * scale.lines * LINE)
-            os.close(opened)
-            cpu = run.cost().cpu - before.cpu
-            written = run.log.stat().st_size
-            counts = subprocess.run(
-                [tools.verify, run.log], check=True, capture_output=True, text=True
-            )
-    whole, torn, disordered = map(int, counts.stdout.split())
-    return {
-        "MB/s": written / 1e6 / (ended - began),
-        "CPU s/GB": cpu / (written / 1e9),
-        "lost": scale.writers * scale.lines - whole,
-        "torn": torn,
-        "order": disordered,
-    }
-
-
-def _until_still(path: Path, size: int) -> float:
-    """Wait until a file has `size` bytes, or has not grown for two seconds.
-
-    Returns the monotonic time of its last growth.
-    """
-    last, grown = -1, time.monotonic()
-    while last < size and time.monotonic() < grown + 2.0:
-        time.sleep(0.01)
-        now = path.stat().st_size if path.exists() else 0
-        if now != last:
-            last, grown = now, time.monotonic()
-    return grown
-
-
-SCENARIOS: dict[str, Callable[[Peer, Tools, Scale], Figures]] = {
-    "restart": restart,
-    "idle": idle,
-    "start_stop": start_stop,
-    "start_stop_many": start_stop_many,
-    "crash_loop": crash_loop,
-    "one_log": one_log,
+SCENARIOS = {
+    "restart": Scenario(
+        "200 children, kill -9 of one; to the first instruction of its replacement",
+        lifecycle.restart,
+        SUPERVISORS,
+    ),
+    "idle": Scenario("200 idle children", lifecycle.idle, SUPERVISORS),
+    "start_stop": Scenario("200 children", lifecycle.start_stop, SUPERVISORS),
+    "start_stop_many": Scenario("1,000 children", lifecycle.start_stop_many, SUPERVISORS),
+    "crash_loop": Scenario(
+        "a command that fails at once, 20 s with the defaults", lifecycle.crash_loop, SUPERVISORS
+    ),
+    "bulk": Scenario("one child, 200 MB, 4 KiB writes", output.bulk, WRITERS),
+    "lines": Scenario("one child, 200 MB, a write a line", output.lines, WRITERS),
+    "many": Scenario(
+        "100 children x 20,000 lines into one file, a write a line", output.many, WRITERS
+    ),
+    "many_bulk": Scenario(
+        "100 children x 20,000 lines into one file, 4 KiB writes", output.many_bulk, WRITERS
+    ),
+    "stamped": Scenario("one child, 200 MB, a stamp before each line", output.stamped, STAMPING),
+    "rotation": Scenario("one child, 200 MB, rotation at 10 MB", output.rotation, ROTATING),
+    "steady": Scenario("100 children x 50 lines a second", output.steady, STEADY),
+    "memory": Scenario("500 and 1,500 children, two pipes each", output.memory, HOLDING),
 }
