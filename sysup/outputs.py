@@ -53,7 +53,8 @@ def rotate(watcher: Watcher) -> list[str]:
     found = {sink.name: sink for sink in _files(watcher) if sink.can_rotate}
     if not found:
         here = any(_filename(spec) for spec in _specs(watcher).values())
-        reason = "its file is not open, or does not rotate" if here else "it writes no file"
+        why = "its file keeps no backups: set backup_count"
+        reason = why if here else "it writes no file"
         raise SysupError(f"cannot rotate {watcher.name}: {reason}")
     for sink in found.values():  # a file of two streams is rotated once
         sink.rotate()

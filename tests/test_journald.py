@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench.pump import compile_c
+from tests.bench.install import compile_c
 from tests.e2e.harness import until
 from tests.journald import ROOT, Journald
 

@@ -29,11 +29,17 @@ def compile_tools() -> Tools:
     """Build the C programs. Raises CalledProcessError when they do not compile."""
     BUILD.mkdir(parents=True, exist_ok=True)
     for name in ("child", "verify", "follow", "reference"):
-        source, target = HERE / f"{name}.c", BUILD / name
-        # Static: what a child does before its first instruction is not the supervisor's.
-        options = ["-std=c17", "-D_GNU_SOURCE", "-O2", "-static"]
-        subprocess.run(["gcc", *options, "-o", target, source], check=True)
+        compile_c(name, BUILD)
     return Tools(BUILD / "child", BUILD / "verify", BUILD / "follow")
+
+
+def compile_c(name: str, directory: Path) -> str:
+    """Build a program of this directory; returns its path."""
+    target = directory / name
+    # Static: what a child does before its first instruction is not the supervisor's.
+    options = ["-std=c17", "-D_GNU_SOURCE", "-O2", "-static"]
+    subprocess.run(["gcc", *options, "-o", target, HERE / f"{name}.c"], check=True)
+    return str(target)
 
 
 def install_peers(ways: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 from sysup.config import StreamSpec
 from sysup.streams import Pump, Sink, Source, open_sink
-from tests.bench.pump import compile_c
+from tests.bench.install import compile_c
 from tests.e2e.harness import Daemon, until
 from tests.journald import Journald
 

@@ -385,7 +385,7 @@ def test_what_can_not_be_followed(talker: Talker) -> None:
 def test_logs(sysupd: Start, tmp_path: Path) -> None:
     log = tmp_path / "web.log"
     talker = Talker(
-        tmp_path, sysupd, f"stdout_stream.class = FileStream\nstdout_stream.filename = {log}"
+        tmp_path, sysupd, f"stdout_stream.filename = {log}\nstdout_stream.backup_count = 1"
     )
     until(log.exists, "it is written")
     log.rename(tmp_path / "old.log")
@@ -393,7 +393,23 @@ def test_logs(sysupd: Start, tmp_path: Path) -> None:
     until(log.exists, "it is there again")
     done = talker.daemon.ctl("logs", "rotate", "other")
     assert (done.returncode, done.stderr) == (1, "error: cannot rotate other: it writes no file\n")
+    events = talker.daemon.events()
+    talker.do("print('to be rotated', flush=True)")
+    until(lambda: "rotated" in log.read_text(), "it is written")
     assert talker.daemon.ctl("logs", "rotate", "web").stdout == f"rotated {log}\n"
+    assert events.wait_for_name("sink_rotated").fields["path"] == str(log)
+    assert "to be rotated" in (tmp_path / "web.log.1").read_text()
+    os.close(talker.gate)
+
+
+def test_a_file_without_backups_is_not_rotated(sysupd: Start, tmp_path: Path) -> None:
+    talker = Talker(tmp_path, sysupd, f"stdout_stream.filename = {tmp_path}/web.log")
+    until((tmp_path / "web.log").exists, "it is written")
+    done = talker.daemon.ctl("logs", "rotate", "web")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: cannot rotate web: its file keeps no backups: set backup_count\n",
+    )
     os.close(talker.gate)
 
 
