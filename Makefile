@@ -37,6 +37,7 @@ demo: $(READY)
 	@$(BIN)/python -m tests.e2e.demo
 
 test: $(READY)
+	@.ci/prerequisites --tests $(BIN)/python >/dev/null
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: check-format check-lint check-types check-c

@@ -50,11 +50,14 @@ def reopen(watcher: Watcher) -> list[str]:
 
 def rotate(watcher: Watcher) -> list[str]:
     """Rotate the watcher's files now; returns their names. Raises SysupError if it has none."""
-    found = {sink.name: sink for sink in _files(watcher) if sink.can_rotate}
+    files = {sink.name: sink for sink in _files(watcher)}
+    found = {name: sink for name, sink in files.items() if sink.can_rotate}
     if not found:
-        here = any(_filename(spec) for spec in _specs(watcher).values())
-        why = "its file keeps no backups: set backup_count"
-        reason = why if here else "it writes no file"
+        reason = "it writes no file"
+        if files:
+            reason = "its file keeps no backups: set backup_count"
+        elif any(_filename(spec) for spec in _specs(watcher).values()):
+            reason = "its file is not open"
         raise SysupError(f"cannot rotate {watcher.name}: {reason}")
     for sink in found.values():  # a file of two streams is rotated once
         sink.rotate()
