@@ -214,6 +214,12 @@ int pump_watch(struct pump *pump, int fd, uint32_t epoll_events, struct target *
     return epoll_ctl(pump->epoll, EPOLL_CTL_ADD, fd, &event) < 0 ? -errno : 0;
 }
 
+int pump_rewatch(struct pump *pump, int fd, uint32_t epoll_events, struct target *target)
+{
+    struct epoll_event event = {.events = epoll_events, .data.ptr = target};
+    return epoll_ctl(pump->epoll, EPOLL_CTL_MOD, fd, &event) < 0 ? -errno : 0;
+}
+
 void pump_unwatch(struct pump *pump, int fd)
 {
     /* Not left to close(2): while another process holds a copy of the descriptor, a
@@ -258,7 +264,7 @@ static void dispatch(struct pump *pump, const struct epoll_event *events, int n,
         if (!target)
             continue;
         if (target->kind == TARGET_STREAM)
-            stream_ready((struct stream *)target);
+            stream_ready((struct stream *)target, events[i].events);
         else
             sink_schedule((struct sink *)target, 0);
     }

@@ -145,6 +145,7 @@ enum fate {
 
 enum stream_state {
     STREAM_WATCHED, /* epoll tells when there is something */
+    STREAM_RESTING, /* wrote little: let be until its sink wakes it: in `resting` */
     STREAM_PARKED,  /* its sink takes nothing now: in the sink's `parked` */
     STREAM_ENDED,   /* in the sink's `ended` until its bytes are written */
 };
@@ -153,14 +154,18 @@ struct stream {
     struct target target;
     struct outlet *outlet;
     struct sink *sink;   /* the outlet's */
-    struct stream *next; /* in `parked` or `ended` */
+    struct stream *next; /* in `resting`, `parked` or `ended` */
     enum stream_state state;
     enum fate fate;
     int fd;
     int32_t pid;
     int32_t error;       /* what ended it */
     bool closing;        /* ends after `leftover` more bytes, or none */
+    bool hung_up;        /* nobody has the other end */
     _Atomic bool tapped;
+    int64_t since;       /* of its rest: when this time of one began ... */
+    uint32_t lately;     /* ... its bytes (no more are counted than are many) ... */
+    uint32_t before;     /* ... and those of the time before */
     size_t leftover;
     uint64_t end_mark;   /* value of sink->appended that holds its last byte */
     struct block *partial; /* the unfinished line */
@@ -267,12 +272,15 @@ struct sink {
     uint64_t appended;       /* bytes ever put into the batch ... */
     uint64_t written;        /* ... and ever taken from it */
     const void *open_line;   /* whose line the batch ends in the midst of; or NULL */
+    struct stream *resting;
+    int64_t rest_until;      /* of these; NEVER: there are none */
     struct stream *parked;
     struct stream *ended;
     struct stream **ended_last;
     struct outlet *noting;   /* have a record of loss to write */
     /* agenda: sinks that have something to do, and when */
     bool on_agenda;
+    int64_t flush_at;        /* when the batch is to be written, if not before */
     int64_t deadline;
     int64_t backoff;
     struct sink *next_due;
@@ -332,6 +340,8 @@ void target_ask(struct target *target, uint32_t requests);
 /* Tell the owner; after a `last` event the target is no longer the pump's. */
 void target_tell(struct target *target, enum pump_event_kind kind, int error, bool last);
 int pump_watch(struct pump *pump, int fd, uint32_t epoll_events, struct target *target);
+/* Watch it for other events; 0: only for a hang-up, which is always told (epoll_ctl(2)). */
+int pump_rewatch(struct pump *pump, int fd, uint32_t epoll_events, struct target *target);
 void pump_unwatch(struct pump *pump, int fd);
 
 /* form.c */
@@ -374,8 +384,10 @@ void tap_free(struct tap *tap);
 void tap_copy(struct stream *stream, const char *data, size_t length, uint64_t at);
 
 /* stream.c */
-void stream_ready(struct stream *stream);
+void stream_ready(struct stream *stream, uint32_t epoll_events);
 void stream_serve(struct stream *stream, uint32_t requests);
+/* It has rested. */
+void stream_wake(struct stream *stream);
 /* Its sink takes bytes again. */
 void stream_resume(struct stream *stream);
 /* End it now, unread bytes or not; returns the bytes that are lost. */
@@ -400,6 +412,12 @@ void sink_took(struct sink *sink, size_t size);
 void sink_discard(struct sink *sink, int error);
 void sink_fail(struct sink *sink, int error);
 void sink_park(struct sink *sink, struct stream *stream);
+/* How long a stream may be left unread: half of the time that its bytes may wait, for they
+ * wait in the batch too. 0: not at all. */
+int64_t sink_rest_time(const struct sink *sink);
+/* Read the stream again after that. */
+void sink_rest(struct sink *sink, struct stream *stream);
+void sink_unrest(struct sink *sink, struct stream *stream);
 void sink_stream_ended(struct sink *sink, struct stream *stream);
 void sink_serve(struct sink *sink, uint32_t requests);
 /* What is due; at the end of every turn. */

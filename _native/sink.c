@@ -19,13 +19,14 @@
 static const int64_t backoff_first = 100 * MILLISECOND;
 static const int64_t backoff_most = 5000 * MILLISECOND;
 static const int64_t unpark_pause = 100 * MILLISECOND;
+static const int64_t rest_most = 250 * MILLISECOND; /* a writer of much would wait */
 
 int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const struct sink_kind *kind)
 {
     sink->kind = kind;
     sink->state = SINK_FAILED; /* until it is opened */
     sink->backoff = backoff_first;
-    sink->deadline = NEVER;
+    sink->deadline = sink->rest_until = sink->flush_at = NEVER;
     sink->max_held = sink->max_held ? sink->max_held : HELD_BYTES;
     sink->ended_last = &sink->ended;
     int rc = target_list(&sink->target, pump, TARGET_SINK, id);
@@ -37,6 +38,8 @@ int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const struct si
 void sink_schedule(struct sink *sink, int64_t when)
 {
     struct pump *pump = sink->target.pump;
+    if (when == 0)
+        sink->flush_at = 0;
     if (when < sink->deadline)
         sink->deadline = when;
     if (sink->deadline < pump->next_due)
@@ -145,6 +148,46 @@ static void unpark(struct sink *sink)
         sink_schedule(sink, sink->target.pump->now + unpark_pause);
 }
 
+int64_t sink_rest_time(const struct sink *sink)
+{
+    int64_t half = sink->refresh_ms * MILLISECOND / 2;
+    return half < rest_most ? half : rest_most;
+}
+
+void sink_rest(struct sink *sink, struct stream *stream)
+{
+    struct pump *pump = sink->target.pump;
+    if (pump_rewatch(pump, stream->fd, 0, &stream->target) < 0)
+        return;
+    stream->state = STREAM_RESTING;
+    stream->next = sink->resting;
+    sink->resting = stream;
+    if (sink->rest_until == NEVER)
+        sink->rest_until = pump->now + sink_rest_time(sink);
+    sink_schedule(sink, sink->rest_until);
+}
+
+void sink_unrest(struct sink *sink, struct stream *stream)
+{
+    struct stream **link = &sink->resting;
+    while (*link != stream)
+        link = &(*link)->next;
+    *link = stream->next;
+    stream_wake(stream);
+}
+
+static void wake_resting(struct sink *sink)
+{
+    struct stream *stream = sink->resting;
+    sink->resting = NULL;
+    sink->rest_until = NEVER;
+    while (stream) {
+        struct stream *next = stream->next;
+        stream_wake(stream);
+        stream = next;
+    }
+}
+
 void sink_stream_ended(struct sink *sink, struct stream *stream)
 {
     stream->end_mark = sink->appended;
@@ -197,6 +240,7 @@ void sink_discard(struct sink *sink, int error)
 
 void sink_flush(struct sink *sink)
 {
+    sink->flush_at = NEVER;
     if (sink->state == SINK_FAILED)
         return;
     int rc = 0;
@@ -224,8 +268,10 @@ void sink_gathered(struct sink *sink)
         return;
     if (sink_holds(sink) >= BATCH_BYTES || sink_holds(sink) >= sink->max_held)
         sink_flush(sink);
-    else
-        sink_schedule(sink, sink->target.pump->now + sink->refresh_ms * MILLISECOND);
+    else if (sink->flush_at == NEVER)
+        sink->flush_at = sink->target.pump->now + sink->refresh_ms * MILLISECOND - sink_rest_time(sink);
+    if (sink->flush_at != NEVER)
+        sink_schedule(sink, sink->flush_at);
 }
 
 /* Open it afresh and write what is held; it has recovered when both go well, so a full
@@ -290,10 +336,16 @@ void sink_turn(struct sink *sink)
 {
     if (sink->state == SINK_FAILED)
         retry(sink);
-    else
+    else if (sink->state == SINK_BUSY || sink->flush_at <= sink->target.pump->now)
         sink_flush(sink);
+    else if (sink->flush_at != NEVER)
+        sink_schedule(sink, sink->flush_at);
     if (sink->noting)
         write_notes(sink);
+    if (sink->rest_until <= sink->target.pump->now)
+        wake_resting(sink);
+    else if (sink->resting)
+        sink_schedule(sink, sink->rest_until);
     if (sink->parked && sink_takes(sink, sink->parked->outlet))
         unpark(sink);
     if (sink->closing && is_finished(sink))

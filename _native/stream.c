@@ -363,6 +363,42 @@ static ssize_t read_worked(struct stream *stream, size_t limit, bool full)
     return n;
 }
 
+/* ---- rest ------------------------------------------------------------------------ */
+
+enum { LITTLE_BYTES = READ_BYTES / 4 };
+
+/* What it brings in the time of a rest, in this one and the last. */
+static bool is_quiet(struct stream *stream, size_t length, int64_t rest)
+{
+    int64_t now = stream->target.pump->now, passed = now - stream->since;
+    if (passed > rest) {
+        stream->before = passed > 4 * rest ? 0 : stream->lately;
+        stream->lately = 0;
+        stream->since = now;
+    }
+    if (stream->lately < LITTLE_BYTES)
+        stream->lately += (uint32_t)length;
+    return stream->lately < LITTLE_BYTES && stream->before < LITTLE_BYTES;
+}
+
+/* Where bytes may wait, a stream that brings few is not read at each of its writes, but
+ * after a rest: what it writes meanwhile waits in the pipe, where there is room for four
+ * times what it brought lately. Its end is heard at once all the same. */
+static void rest_if_quiet(struct stream *stream, size_t length)
+{
+    int64_t rest = sink_rest_time(stream->sink);
+    if (rest && is_quiet(stream, length, rest) && stream->state == STREAM_WATCHED && !stream->closing &&
+        !stream->hung_up && !atomic_load_explicit(&stream->tapped, memory_order_relaxed))
+        sink_rest(stream->sink, stream);
+}
+
+void stream_wake(struct stream *stream)
+{
+    stream->state = STREAM_WATCHED;
+    if (pump_rewatch(stream->target.pump, stream->fd, EPOLLIN, &stream->target) < 0)
+        sink_park(stream->sink, stream);
+}
+
 /* ---- the end --------------------------------------------------------------------- */
 
 /* The line that the end of the stream leaves unfinished. */
@@ -403,6 +439,8 @@ static void end_stream(struct stream *stream, int error)
         sink_park(stream->sink, stream); /* and meet the end again later */
         return;
     }
+    if (stream->state == STREAM_RESTING)
+        sink_unrest(stream->sink, stream);
     if (stream->state == STREAM_WATCHED)
         pump_unwatch(stream->target.pump, stream->fd);
     close(stream->fd);
@@ -445,6 +483,7 @@ static size_t read_once(struct stream *stream, size_t limit)
     ssize_t n = works ? read_worked(stream, limit, full) : read_directly(stream, limit);
     if (n > 0) {
         sink_gathered(sink);
+        rest_if_quiet(stream, (size_t)n);
         return (size_t)n;
     }
     if (n == -ENOMEM) {
@@ -474,9 +513,13 @@ static void read_leftover(struct stream *stream)
         end_stream(stream, 0);
 }
 
-void stream_ready(struct stream *stream)
+void stream_ready(struct stream *stream, uint32_t epoll_events)
 {
-    read_once(stream, READ_BYTES);
+    stream->hung_up = stream->hung_up || epoll_events & EPOLLHUP;
+    if (stream->state == STREAM_RESTING)
+        sink_unrest(stream->sink, stream);
+    if (stream->state == STREAM_WATCHED)
+        read_once(stream, READ_BYTES);
 }
 
 void stream_serve(struct stream *stream, uint32_t requests)
@@ -487,6 +530,8 @@ void stream_serve(struct stream *stream, uint32_t requests)
     ioctl(stream->fd, FIONREAD, &unread);
     stream->closing = true;
     stream->leftover = (size_t)unread;
+    if (stream->state == STREAM_RESTING)
+        sink_unrest(stream->sink, stream);
     if (stream->state == STREAM_WATCHED)
         read_leftover(stream);
 }

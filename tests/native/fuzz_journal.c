@@ -93,7 +93,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         n_in += n;
         input.at += n;
         if (stream->state == STREAM_WATCHED)
-            stream_ready(stream);
+            stream_ready(stream, EPOLLIN);
         if (n % 3)
             receive_all();
         sink_turn(sink);
@@ -103,7 +103,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     while (stream->state != STREAM_ENDED || sink_holds(sink)) {
         receive_all();
         if (stream->state == STREAM_WATCHED)
-            stream_ready(stream);
+            stream_ready(stream, EPOLLIN);
         sink_turn(sink);
     }
     receive_all();

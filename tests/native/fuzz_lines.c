@@ -64,7 +64,8 @@ static void feed(struct pump *pump, struct side *side, int number, struct input 
     if (n)
         CHECK(write(side->writing, piece, n) == (ssize_t)n);
     if (side->stream->state == STREAM_WATCHED)
-        stream_ready(side->stream);
+        stream_ready(side->stream, EPOLLIN);
+    pump->now += MILLISECOND / 2;
     sink_turn(side->stream->sink);
     single_settle(pump);
 }
@@ -73,8 +74,9 @@ static void end(struct pump *pump, struct side *side)
 {
     close(side->writing);
     while (side->stream->state != STREAM_ENDED) {
-        if (side->stream->state == STREAM_WATCHED)
-            stream_ready(side->stream);
+        if (side->stream->state != STREAM_PARKED)
+            stream_ready(side->stream, EPOLLIN | EPOLLHUP);
+        pump->now += MILLISECOND;
         sink_turn(side->stream->sink);
     }
     sink_turn(side->stream->sink);
@@ -126,6 +128,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     n_out = 0;
     takes = true;
     sink->max_held = 64 + take_byte(&input);
+    sink->refresh_ms = choice >> 2 & 3;
     CHECK(sink_init(sink, pump, 1, &kind) == 0);
     sink_turn(sink); /* opens it */
     const char *patterns[] = {"-\x7f*"};
