@@ -32,6 +32,7 @@
 
 enum { POLLED_BYTES = 512 }; /* a pipe that polls writable takes PIPE_BUF, a terminal less */
 
+static const int64_t look_pause = 5 * MILLISECOND;
 static const int64_t poll_pause = 10 * MILLISECOND;
 
 /* ---- opening --------------------------------------------------------------------- */
@@ -219,10 +220,24 @@ static void wrote(struct sink *sink, const char *data, size_t n)
         target_tell(&sink->target, PUMP_SINK_DIRTY, 0, false);
 }
 
+/* Whether the file was removed, or another has its name. The name is looked up at most once
+ * in look_pause: what is written to a file that was moved meanwhile is in it, and not lost. */
+static bool was_replaced(struct sink *sink)
+{
+    struct file *file = &sink->file;
+    struct stat st;
+    if (!file->path || !file->rotates)
+        return false;
+    if (sink->target.pump->now < file->look_after)
+        return fstat(file->fd, &st) == 0 && st.st_nlink == 0;
+    file->look_after = sink->target.pump->now + look_pause;
+    return !file_is_ours(file);
+}
+
 static int file_flush(struct sink *sink)
 {
     struct file *file = &sink->file;
-    if (file->path && file->rotates && !file_is_ours(file))
+    if (was_replaced(sink))
         file->rotate_now = true;
     while (sink_holds(sink)) {
         const char *data = sink->batch->data + sink->batch->begin;

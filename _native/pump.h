@@ -230,6 +230,7 @@ struct file {
     uint64_t size;
     int64_t made;          /* CLOCK_REALTIME, s */
     int64_t rotate_after;  /* after a failed rotation */
+    int64_t look_after;    /* whether the name is still this file's */
     dev_t device;
     ino_t inode;
     pthread_mutex_t names; /* held while backups are renamed */

@@ -162,12 +162,22 @@ def test_a_file_that_is_gone_is_made_again(
         path.rename(tmp_path / "moved")
     else:
         path.unlink()
-    write_all(writing, b"after\n")
+    written = b"before\n"
+
+    def is_made_again() -> bool:
+        nonlocal written
+        written += b"after\n"
+        write_all(writing, b"after\n")
+        house.until(lambda: stream.bytes_read == len(written))
+        return bool(content(path))
+
+    house.until(is_made_again)
     os.close(writing)
     house.until(lambda: stream.ended)
-    assert content(path) == b"after\n"
     if how == "rename":
-        assert content(tmp_path / "moved") == b"before\n"
+        assert content(tmp_path / "moved") + content(path) == written
+    else:
+        assert set(content(path).splitlines()) == {b"after"}
 
 
 def test_a_file_that_was_truncated_is_written_on(house: House, tmp_path: Path) -> None:
