@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 _NUMBER = r"(?P<number>[1-9]\d{0,4})"
 """As many digits as a backup_count may have: `path.20240517` is not ours."""
-_STAMP = r"\d{4}-\d\d-\d\d(?:_\d\d(?:-\d\d){0,2})?(?:-\d+)?"
+_STAMP = r"\d{8}(?:\d\d){0,3}(?:-\d+)?"
 _ENDING = "|".join(map(re.escape, ENDINGS.values()))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 

@@ -26,9 +26,9 @@ FIRST_MONDAY = 4
 """Days from 1970-01-01."""
 
 SECONDS = {"S": 1, "M": 60, "H": 3600}
-FORMATS = {"S": "%Y-%m-%d_%H-%M-%S", "M": "%Y-%m-%d_%H-%M", "H": "%Y-%m-%d_%H"}
-DAY_FORMAT = "%Y-%m-%d"
-"""Of the longer periods; all are those of logging.handlers.TimedRotatingFileHandler."""
+FORMATS = {"S": "%Y%m%d%H%M%S", "M": "%Y%m%d%H%M", "H": "%Y%m%d%H"}
+DAY_FORMAT = "%Y%m%d"
+"""Of the longer periods; all are those of Circus."""
 
 Offset = Callable[[int], int]
 """By how many seconds a clock is ahead of UTC at an instant."""

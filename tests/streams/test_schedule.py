@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from sysup.streams.schedule import Schedule
 
-FORMS = {"S": "%Y-%m-%d_%H-%M-%S", "M": "%Y-%m-%d_%H-%M", "H": "%Y-%m-%d_%H"}
+FORMS = {"S": "%Y%m%d%H%M%S", "M": "%Y%m%d%H%M", "H": "%Y%m%d%H"}
 LENGTHS = {"S": 1, "M": 60, "H": 3600}
 DAYS = ("D", "MIDNIGHT", *(f"W{day}" for day in range(7)))
 LORD_HOWE = ZoneInfo("Australia/Lord_Howe")
@@ -34,7 +34,7 @@ def at(zone: ZoneInfo, text: str, fold: int = 0) -> int:
 
 
 def name(schedule: Schedule, zone: ZoneInfo, moment: int) -> str:
-    form = FORMS.get(schedule.when, "%Y-%m-%d")
+    form = FORMS.get(schedule.when, "%Y%m%d")
     return datetime.fromtimestamp(moment, zone).strftime(form)
 
 
@@ -116,27 +116,27 @@ def test_days_end_when_the_clock_first_shows_the_time(
 
 TABLE = """
 zone              schedule        now                  end                  suffix
-UTC               S               2024-05-17T10:20:30  2024-05-17T10:20:31  2024-05-17_10-20-30
-UTC               M               2024-05-17T10:20:30  2024-05-17T10:21     2024-05-17_10-20
-UTC               M/15            2024-05-17T10:20:30  2024-05-17T10:30     2024-05-17_10-15
-UTC               H               2024-05-17T10:20:30  2024-05-17T11:00     2024-05-17_10
-Asia/Kolkata      H               2024-05-17T10:20:30  2024-05-17T11:00     2024-05-17_10
-Asia/Tokyo        H/6             2024-05-17T10:20:30  2024-05-17T12:00     2024-05-17_06
-Asia/Tokyo        D               2024-05-17T10:20:30  2024-05-18T00:00     2024-05-17
-UTC               D/2             2024-05-17T10:20:30  2024-05-19T00:00     2024-05-17
-UTC               MIDNIGHT@12600  2024-05-17T03:29:59  2024-05-17T03:30     2024-05-16
-UTC               MIDNIGHT@12600  2024-05-17T03:30:00  2024-05-18T03:30     2024-05-17
-UTC               W0              2024-05-17T10:20:30  2024-05-20T00:00     2024-05-13
-UTC               W6@3600         2024-05-17T10:20:30  2024-05-19T01:00     2024-05-12
-UTC               W4              2024-05-17T00:00:00  2024-05-24T00:00     2024-05-17
-UTC               W0/2            2024-05-17T10:20:30  2024-05-27T00:00     2024-05-13
-Europe/Berlin     D               2024-03-31T01:00:00  2024-04-01T00:00     2024-03-31
-Europe/Berlin     D               2024-10-27T01:00:00  2024-10-28T00:00     2024-10-27
-Europe/Berlin     H               2024-03-31T01:30:00  2024-03-31T03:00     2024-03-31_01
-Europe/Berlin     MIDNIGHT@9000   2024-03-31T01:30:00  2024-03-31T03:00     2024-03-30
-America/Sao_Paulo D               2018-11-03T10:00:00  2018-11-04T01:00     2018-11-03
-America/Sao_Paulo D               2018-11-04T01:00:00  2018-11-05T00:00     2018-11-04
-Pacific/Apia      D               2011-12-29T10:00:00  2011-12-31T00:00     2011-12-29
+UTC               S               2024-05-17T10:20:30  2024-05-17T10:20:31  20240517102030
+UTC               M               2024-05-17T10:20:30  2024-05-17T10:21     202405171020
+UTC               M/15            2024-05-17T10:20:30  2024-05-17T10:30     202405171015
+UTC               H               2024-05-17T10:20:30  2024-05-17T11:00     2024051710
+Asia/Kolkata      H               2024-05-17T10:20:30  2024-05-17T11:00     2024051710
+Asia/Tokyo        H/6             2024-05-17T10:20:30  2024-05-17T12:00     2024051706
+Asia/Tokyo        D               2024-05-17T10:20:30  2024-05-18T00:00     20240517
+UTC               D/2             2024-05-17T10:20:30  2024-05-19T00:00     20240517
+UTC               MIDNIGHT@12600  2024-05-17T03:29:59  2024-05-17T03:30     20240516
+UTC               MIDNIGHT@12600  2024-05-17T03:30:00  2024-05-18T03:30     20240517
+UTC               W0              2024-05-17T10:20:30  2024-05-20T00:00     20240513
+UTC               W6@3600         2024-05-17T10:20:30  2024-05-19T01:00     20240512
+UTC               W4              2024-05-17T00:00:00  2024-05-24T00:00     20240517
+UTC               W0/2            2024-05-17T10:20:30  2024-05-27T00:00     20240513
+Europe/Berlin     D               2024-03-31T01:00:00  2024-04-01T00:00     20240331
+Europe/Berlin     D               2024-10-27T01:00:00  2024-10-28T00:00     20241027
+Europe/Berlin     H               2024-03-31T01:30:00  2024-03-31T03:00     2024033101
+Europe/Berlin     MIDNIGHT@9000   2024-03-31T01:30:00  2024-03-31T03:00     20240330
+America/Sao_Paulo D               2018-11-03T10:00:00  2018-11-04T01:00     20181103
+America/Sao_Paulo D               2018-11-04T01:00:00  2018-11-05T00:00     20181104
+Pacific/Apia      D               2011-12-29T10:00:00  2011-12-31T00:00     20111229
 """
 
 
@@ -158,8 +158,8 @@ def test_a_doubled_hour_is_two_of_a_name() -> None:
     zone, schedule = ZoneInfo("Europe/Berlin"), Schedule("H")
     first, second = at(zone, "2024-10-27T02:00:00"), at(zone, "2024-10-27T02:00:00", 1)
     assert second - first == 3600
-    assert schedule.next(first, first, zone) == (second, "2024-10-27_02")
-    assert schedule.next(second, second, zone) == (second + 3600, "2024-10-27_02")
+    assert schedule.next(first, first, zone) == (second, "2024102702")
+    assert schedule.next(second, second, zone) == (second + 3600, "2024102702")
 
 
 def test_a_doubled_midnight_counts_once() -> None:
@@ -167,8 +167,8 @@ def test_a_doubled_midnight_counts_once() -> None:
     first = at(zone, "2024-11-03T00:00:00")
     end = at(zone, "2024-11-04T00:00:00")
     assert end - first == 25 * 3600
-    assert schedule.next(first, first, zone) == (end, "2024-11-03")
-    assert schedule.next(first + 3600, first + 3600, zone) == (end, "2024-11-03")
+    assert schedule.next(first, first, zone) == (end, "20241103")
+    assert schedule.next(first + 3600, first + 3600, zone) == (end, "20241103")
 
 
 def test_a_day_that_begins_twice_ends_once() -> None:
@@ -179,14 +179,14 @@ def test_a_day_that_begins_twice_ends_once() -> None:
     end = at(ST_JOHNS, "1987-10-26T00:00:00")
     assert midnight < again < end
     for now in (midnight, again, end - 1):
-        assert schedule.next(now, now, ST_JOHNS) == (end, "1987-10-25")
+        assert schedule.next(now, now, ST_JOHNS) == (end, "19871025")
 
 
 def test_half_an_hour_back() -> None:
     schedule = Schedule("M", 30)
     again = at(LORD_HOWE, "2024-04-07T01:30:00", 1)
-    assert schedule.next(again - 1, again - 1, LORD_HOWE) == (again, "2024-04-07_01-30")
-    assert schedule.next(again, again, LORD_HOWE) == (again + 1800, "2024-04-07_01-30")
+    assert schedule.next(again - 1, again - 1, LORD_HOWE) == (again, "202404070130")
+    assert schedule.next(again, again, LORD_HOWE) == (again + 1800, "202404070130")
 
 
 @pytest.mark.parametrize("when", ["S", "M", "H", "D", "W6"])
@@ -220,8 +220,8 @@ def test_local_time_is_that_of_the_process(live_in: Callable[[str], None]) -> No
 def test_utc_is_utc_everywhere(live_in: Callable[[str], None]) -> None:
     live_in("CET-1CEST,M3.5.0,M10.5.0/3")
     now = at(ZoneInfo("UTC"), "2024-05-17T22:30:00")
-    assert Schedule("D", utc=True).next(now, now) == (now + 5400, "2024-05-17")
-    assert Schedule("D").next(now, now) == (now + 23.5 * 3600, "2024-05-18")
+    assert Schedule("D", utc=True).next(now, now) == (now + 5400, "20240517")
+    assert Schedule("D").next(now, now) == (now + 23.5 * 3600, "20240518")
 
 
 # ---- from the options --------------------------------------------------------------------
