@@ -18,6 +18,7 @@ SOURCES = (
     "pump.c",
     "arena.c",
     "stream.c",
+    "lines.c",
     "outlet.c",
     "select.c",
     "form.c",

@@ -35,7 +35,8 @@ enum {
     PARTS = 4,     /* label, priority, line, newline */
     RUNS = 64,     /* of one sendmsg of lines ... */
     RUN_BYTES = 1 << 15, /* ... and their bytes */
-    SEND_BUFFER = 8 << 20,
+    ENTRIES_BUFFER = 8 << 20,
+    LINES_BUFFER = 1 << 20,
     LARGE_BYTES = 1 << 16,
 };
 
@@ -419,9 +420,8 @@ static int journal_flush(struct sink *sink)
 
 /* ---- opening --------------------------------------------------------------------- */
 
-static void enlarge_buffer(int fd)
+static void enlarge_buffer(int fd, int size)
 {
-    int size = SEND_BUFFER;
     if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof size) < 0)
         setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 }
@@ -460,8 +460,7 @@ static int journal_open(struct sink *sink)
         close(fd);
         return rc == -EAGAIN ? -EBUSY : rc;
     }
-    if (!lines)
-        enlarge_buffer(fd);
+    enlarge_buffer(fd, lines ? LINES_BUFFER : ENTRIES_BUFFER);
     journal_close(sink);
     journal->fd = fd;
     journal->owes_newline = false;

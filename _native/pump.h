@@ -1,7 +1,8 @@
 /* What the parts of the pump share; native.h is what Python sees.
  *
  *   pump.c     the thread: one epoll loop, requests in, events out, pauses
- *   stream.c   a pipe: read, cut into lines, put into the batch of its sink
+ *   stream.c   a pipe: when it is read, what is remembered of it, how it ends
+ *   lines.c    what a read brings, cut into lines, put into the batch of its sink
  *   outlet.c   what is done to lines: left out, counted, stamped, put in a form
  *   select.c   patterns of lines
  *   form.c     times and JSON
@@ -384,7 +385,20 @@ int tap_init(struct tap *tap, struct pump *pump);
 void tap_free(struct tap *tap);
 void tap_copy(struct stream *stream, const char *data, size_t length, uint64_t at);
 
+/* lines.c */
+/* One read of at most `limit` bytes; returns what read(2) does, or -errno; -ENOMEM has read
+ * nothing. `full`: the sink takes nothing, so its lines are left out. */
+ssize_t lines_read(struct stream *stream, size_t limit, bool full);
+/* Put what the end of the stream leaves unfinished, and what is to be said of it; 0 or
+ * -ENOMEM. */
+int lines_end(struct stream *stream);
+/* Bytes of the unfinished line. */
+size_t lines_held(const struct stream *stream);
+void lines_forget(struct stream *stream);
+
 /* stream.c */
+/* `length` bytes were read, of the `limit` that might have been. */
+void stream_took(struct stream *stream, const char *data, size_t length, size_t limit);
 void stream_ready(struct stream *stream, uint32_t epoll_events);
 void stream_serve(struct stream *stream, uint32_t requests);
 /* It has rested. */

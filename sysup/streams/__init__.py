@@ -7,7 +7,8 @@ for a class written in Python. Here live the names of its streams and sinks:
 - a `Sink` is one user's way to a place that bytes go to, and says what is done to lines on
   it; `open_sink` makes it (classes.py). Two users of one file, or of the daemon's stdout, hold
   one place, so that lines stay whole and one rotation is one;
-- the place closes when nobody holds it and its last stream has ended (places.py, journal.py);
+- the place closes when nobody holds it and its last stream has ended (places.py; files.py,
+  journal.py);
 - when a file is rotated by the clock says schedule.py, and what becomes of its backups
   backups.py.
 

@@ -16,9 +16,10 @@ from sysup.config import StreamSpec
 from sysup.config.streams import COLORS, DAY_TIME, MAX_LINE, STREAMS
 from sysup.protocol import SysupError
 from sysup.streams import journal
+from sysup.streams.files import FileOptions, FilePlace
 from sysup.streams.owner import owner_ids
 from sysup.streams.packing import available
-from sysup.streams.places import FileOptions, FilePlace, Place, PythonPlace
+from sysup.streams.places import Place, PythonPlace
 from sysup.streams.pump import OnLoss, OnRotated, OnState, Pump, Sink, Work
 from sysup.streams.schedule import Schedule
 

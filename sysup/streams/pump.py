@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sysup._native import ffi, lib
-from sysup.streams.places import UINT32_MAX, FilePlace, Later, Place, Places, check
+from sysup.streams.files import FilePlace
+from sysup.streams.places import UINT32_MAX, Later, Place, Places, check
 
 OnEof = Callable[["Stream"], None]
 OnState = Callable[["Sink", str | None], None]

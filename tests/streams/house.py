@@ -13,7 +13,7 @@ from typing import Any
 from sysup._native import lib
 from sysup.config import StreamSpec
 from sysup.streams import Losses, Pump, Sink, Source, Stream, open_sink
-from sysup.streams.places import FileOptions, FilePlace
+from sysup.streams.files import FileOptions, FilePlace
 from sysup.streams.pump import Work
 
 PATIENCE = 20.0
