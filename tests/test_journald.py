@@ -81,7 +81,7 @@ def pause(journald: Journald) -> None:
     journald.thaw()
 
 
-@pytest.mark.parametrize("mode", ["native", "stream"])
+@pytest.mark.parametrize("mode", ["native", "lines"])
 @pytest.mark.parametrize("disturb", [None, restart, pause])
 def test_a_burst_is_stored_whole(
     journald: Journald, tmp_path: Path, mode: str, disturb: Callable[[Journald], None] | None
@@ -93,7 +93,7 @@ def test_a_burst_is_stored_whole(
         assert load.numbers() == list(range(LINES))
 
 
-@pytest.mark.parametrize(("mode", "loss"), [("native", 1), ("stream", STREAM_LOSS)])
+@pytest.mark.parametrize(("mode", "loss"), [("native", 1), ("lines", STREAM_LOSS)])
 def test_a_killed_journald_loses_what_it_had_read(
     journald: Journald, tmp_path: Path, mode: str, loss: int
 ) -> None:

@@ -200,7 +200,8 @@ def plain(mode: str) -> Way:
 WAYS: dict[str, Way] = {
     "C": plain("native"),
     "sysup": pump(),
-    "C, stream": plain("stream"),
+    "C, stream": plain("lines"),
+    "C, stream in blocks": plain("blocks"),
     "sysup, fields = no": pump(fields=False),
     "systemd-cat": by_systemd_cat,
     "JournalDirect": by_journal_direct,

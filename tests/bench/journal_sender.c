@@ -1,10 +1,11 @@
 /* The bare senders that the journal sinks are measured against.
  *
- *     journal_sender native|stream DIRECTORY FD...
+ *     journal_sender native|lines|blocks DIRECTORY FD...
  *
  * passes the lines of each descriptor to the journald whose sockets are in DIRECTORY, to their
- * ends: `native` a datagram a line, with the fields that sysup sends; `stream` by journald's
- * protocol for stdout, a connection a descriptor. Nothing is lost: where journald is behind,
+ * ends: `native` a datagram a line, with the fields that sysup sends; the others by journald's
+ * protocol for stdout, a connection a descriptor: `lines` with a send a line, `blocks` as the
+ * lines were read. Nothing is lost: where journald is behind,
  * it waits. No failures of sockets, no fairness. Prints the time of its end (CLOCK_MONOTONIC)
  * and its CPU seconds. */
 #include <errno.h>
@@ -77,7 +78,9 @@ static void transmit(int fd, struct iovec *parts, size_t count)
     }
 }
 
-static void send_line(struct source *source, char *line, size_t length)
+enum mode { NATIVE, LINES, BLOCKS };
+
+static void send_line(struct source *source, enum mode mode, char *line, size_t length)
 {
     static char name[] = "MESSAGE=", newline[] = "\n";
     struct iovec parts[] = {
@@ -86,20 +89,20 @@ static void send_line(struct source *source, char *line, size_t length)
         {line, length},
         {newline, 1},
     };
-    transmit(source->to, parts, 4);
+    transmit(source->to, mode == NATIVE ? parts : parts + 2, mode == NATIVE ? 4 : 2);
 }
 
-static void send_whole(struct source *source, int native, char *data, size_t length)
+static void send_whole(struct source *source, enum mode mode, char *data, size_t length)
 {
     struct iovec part = {data, length};
-    if (!native) {
+    if (mode == BLOCKS) {
         transmit(source->to, &part, 1);
         return;
     }
     while (length) {
         char *end = memchr(data, '\n', length);
         size_t n = end ? (size_t)(end - data) : length;
-        send_line(source, data, n);
+        send_line(source, mode, data, n);
         n += end != NULL;
         data += n;
         length -= n;
@@ -107,7 +110,7 @@ static void send_whole(struct source *source, int native, char *data, size_t len
 }
 
 /* Returns whether the source goes on. */
-static int pass(struct source *source, int native)
+static int pass(struct source *source, enum mode mode)
 {
     memcpy(buffer, source->rest, source->length);
     ssize_t n = read(source->fd, buffer + source->length, READ);
@@ -115,7 +118,7 @@ static int pass(struct source *source, int native)
     char *newline = n > 0 ? memrchr(buffer, '\n', length) : NULL;
     size_t whole = n <= 0 ? length : newline ? (size_t)(newline + 1 - buffer) : 0;
     if (whole)
-        send_whole(source, native, buffer, whole);
+        send_whole(source, mode, buffer, whole);
     source->length = length - whole;
     if (source->length > ROOM - READ)
         die("a line is too long");
@@ -152,7 +155,8 @@ int main(int argc, char **argv)
 {
     if (argc < 4)
         return 2;
-    int native = !strcmp(argv[1], "native"), left = argc - 3;
+    enum mode mode = !strcmp(argv[1], "native") ? NATIVE : !strcmp(argv[1], "lines") ? LINES : BLOCKS;
+    int native = mode == NATIVE, left = argc - 3;
     int epoll = epoll_create1(EPOLL_CLOEXEC);
     int shared = native ? connect_to(argv[2], "socket", SOCK_DGRAM) : -1;
     for (int i = 3; i < argc; i++) {
@@ -166,7 +170,7 @@ int main(int argc, char **argv)
         int n = epoll_wait(epoll, events, 256, -1);
         for (int i = 0; i < n; i++) {
             struct source *source = events[i].data.ptr;
-            if (!pass(source, native)) {
+            if (!pass(source, mode)) {
                 close(source->fd);
                 left--;
             }
