@@ -6,6 +6,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -361,3 +362,39 @@ def test_whoever_asks_for_a_turn_gets_one(house: House) -> None:
         late = time.monotonic() + 5.0
         while pump.heartbeat == before:
             assert time.monotonic() < late, "the ping was lost"
+
+
+MEMORY_PROGRAM = """
+import os, resource, sys
+from sysup.config import StreamSpec
+from sysup.streams import Pump, open_sink
+
+def pss():
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) * 1024
+
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+pump = Pump()
+sink = open_sink(pump, StreamSpec("FileStream", {"filename": sys.argv[1]}), "stdout")
+pipes = [os.pipe() for _ in range(2500)]
+
+def add(some):
+    for reading, _ in some:
+        pump.add(reading, 1, sink, tail=4096, on_eof=lambda stream: None)
+
+add(pipes[:500])
+before = pss()
+add(pipes[500:])
+print((pss() - before) // 2000)
+"""
+
+
+def test_a_stream_at_rest_takes_less_than_a_kilobyte(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path / "log")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert 0 < int(done.stdout) < 1024
