@@ -205,7 +205,7 @@ class Mould:
                 ours["stdout"], theirs[1] = open_terminal(self._who.uid)
             except OSError as error:
                 raise SysupError(f"cannot open a terminal: {error.strerror}") from None
-            if "stderr" not in self._sinks and not spec.close_child_stderr:
+            if spec.one_terminal:
                 theirs[2] = theirs[1]
         for name, sink in self._sinks.items():
             if isinstance(sink, Direct):
@@ -301,10 +301,9 @@ class Mould:
 
     def _open_sinks(self) -> None:
         spec = self._spec
-        on_terminal = spec.pty and spec.stderr_stream in (None, spec.stdout_stream)
         outputs: tuple[tuple[StreamName, StreamSpec | None, bool], ...] = (
             ("stdout", spec.stdout_stream, spec.close_child_stdout),
-            ("stderr", spec.stderr_stream, spec.close_child_stderr or on_terminal),
+            ("stderr", spec.stderr_stream, spec.close_child_stderr or spec.one_terminal),
         )
         for name, stream, closed in outputs:
             if not closed:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sysup import config
-from sysup.config import StreamSpec
+from sysup.config import StreamSpec, WatcherSpec
 from sysup.protocol import SysupError
 from sysup.streams import Direct, Sink
 from sysup.taps import described
@@ -105,7 +105,7 @@ def _streams(watcher: Watcher) -> list[dict[str, Any]]:
         {
             "stream": name,
             "class": stream.cls if stream else None,
-            "to": None if closed[name] else _destination(name, stream),
+            "to": None if closed[name] else _destination(spec, name, stream),
             "failure": _failure(watcher, name),
             "bytes": sum(
                 each.bytes_read
@@ -119,8 +119,10 @@ def _streams(watcher: Watcher) -> list[dict[str, Any]]:
     ]
 
 
-def _destination(name: str, spec: StreamSpec | None) -> str:
-    return _filename(spec) or (spec.cls if spec else f"{name} of sysupd")
+def _destination(spec: WatcherSpec, name: str, stream: StreamSpec | None) -> str:
+    if name == "stderr" and spec.one_terminal:
+        return "the terminal of stdout"
+    return _filename(stream) or (stream.cls if stream else f"{name} of sysupd")
 
 
 def _failure(watcher: Watcher, name: str) -> str | None:

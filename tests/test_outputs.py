@@ -170,3 +170,9 @@ def test_a_rotation_is_told(world: World) -> None:
     world.run(watcher.start())
     watcher.moulds[0]._on_rotated("/log/web")
     assert world.told("sink_rotated") == [{"path": "/log/web"}]
+
+
+def test_a_terminal_has_both_streams(app: FakeApp) -> None:
+    app.have("chatty", pty=True)
+    streams = app.ask("show", name="chatty")["watcher"]["streams"]
+    assert [stream["to"] for stream in streams] == ["stdout of sysupd", "the terminal of stdout"]

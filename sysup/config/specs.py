@@ -266,6 +266,12 @@ class WatcherSpec:
     python_path: tuple[str, ...] = ()
     """Where `virtualenv` keeps its packages."""
 
+    @property
+    def one_terminal(self) -> bool:
+        """Whether standard error is the terminal that standard output is."""
+        apart = self.close_child_stderr or self.stderr_stream not in (None, self.stdout_stream)
+        return self.pty and not apart
+
 
 RLIMIT_FAMILY = Family(
     "rlimit_",

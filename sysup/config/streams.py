@@ -59,7 +59,7 @@ class RateLimit(Kind[Rate]):
         return Rate(int(match[1]), seconds)
 
     def plain(self, value: Rate) -> Any:
-        return f"{value.lines}/{value.seconds:g}s"
+        return f"{value.lines}/s" if value.seconds == 1 else f"{value.lines}/{value.seconds:g}s"
 
 
 class Patterns(Kind[tuple[str, ...]]):

@@ -267,7 +267,8 @@ class _Opening:
         source = self._source
         who = {"app": source.app, "watcher": source.watcher, "wid": wid, "pid": pid}
         members = {name: value for name, value in who.items() if value not in ("", None)}
-        return "," + json.dumps({**members, "stream": source.stream}, ensure_ascii=False)[1:-1]
+        members["stream"] = source.stream
+        return "," + json.dumps(members, ensure_ascii=False, separators=(",", ":"))[1:-1]
 
     def _fields(self, wid: int | None, pid: int | None) -> str:
         """Of a journal entry, but for its priority and message."""
