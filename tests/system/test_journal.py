@@ -144,9 +144,22 @@ def test_an_identifier_of_its_own(app: App, journald: Journald) -> None:
     assert rows(journald, "MESSAGE", "SYSUP_WATCHER", of="shop") == [("one", "web")]
 
 
-def test_without_fields_an_entry_is_of_its_process(app: App, journald: Journald) -> None:
-    app.watcher("web", "echo $$; echo $$ >&2", f"{JOURNAL}stdout_stream.fields = no\n", 2)
-    app.run()
+def test_without_fields_an_entry_is_of_its_process(
+    app: App, journald: Journald, tmp_path: Path
+) -> None:
+    """While that lives: of the dead nobody can send credentials."""
+    gate = tmp_path / "gate"
+    script = f"echo $$; echo $$ >&2; until [ -e {gate} ]; do sleep 0.02; done"
+    app.watcher("web", script, f"{JOURNAL}stdout_stream.fields = no\n", 2)
+    daemon = app.start()
+
+    def stored() -> int:
+        journald.sync()
+        return len(rows(journald, "MESSAGE"))
+
+    until(lambda: stored() == 4, "four lines are stored")
+    gate.touch()
+    app.finish(daemon)
     found = rows(journald, "MESSAGE", "_PID", "_TRANSPORT", "SYSUP_WATCHER")
     streams = [row for row in found if row[2] == "stdout"]
     assert len(streams) == 2
