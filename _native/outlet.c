@@ -225,7 +225,8 @@ static void set_rate(struct rate *rate, const struct outlet_spec *spec)
         return;
     uint64_t cost = spec->rate_ns / spec->rate_lines;
     rate->cost = cost ? (int64_t)cost : 1;
-    rate->most = rate->cost * (int64_t)(spec->rate_burst ? spec->rate_burst : 1);
+    if (__builtin_mul_overflow(rate->cost, spec->rate_burst ? spec->rate_burst : 1, &rate->most))
+        rate->most = INT64_MAX;
     rate->credit = rate->most;
     rate->at = clock_ns();
 }

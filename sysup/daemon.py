@@ -210,7 +210,8 @@ class Daemon:
             watcher.close()
         self.loop.remove_reader(self._pump.fileno())
         self._log.stop_pumping()
-        self._pump.stop(FLUSH)
+        if lost := self._pump.stop(FLUSH):
+            self._log.last_words(f"{lost} bytes of output could not be written, and are lost")
         self._control.close()
         self._sockets.close()
         self._lock.close()

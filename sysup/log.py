@@ -7,9 +7,11 @@ children do, and when that is full lines are lost and counted, rather than time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
+import select
 import urllib.parse
 from typing import ClassVar
 
@@ -85,6 +87,7 @@ class Log:
     def __init__(self, level: str, output: str) -> None:
         self._handler = make_handler(output)
         self._pipe: Pipe | None = None
+        self._is_mute = False
         if type(self._handler) is logging.StreamHandler:
             self._pipe = Pipe()
             self._handler.setStream(self._pipe)
@@ -104,6 +107,16 @@ class Log:
             self._handler.setLevel(logging.CRITICAL + 1)
             self._pipe.close()
             self._pipe = None
+            self._is_mute = True
+
+    def last_words(self, text: str) -> None:
+        """Log an error after the pump has stopped; nobody waits for who doesn't read it."""
+        logging.getLogger("sysup").error("%s", text)
+        poll = select.poll()
+        poll.register(2, select.POLLOUT)
+        if self._is_mute and poll.poll(0):
+            with contextlib.suppress(OSError):
+                os.write(2, f"{text}\n".encode())
 
 
 def make_handler(output: str) -> logging.Handler:

@@ -110,3 +110,14 @@ def test_processes_go_on_and_what_they_lose_is_counted(
     numbers, lost = work.found()
     assert all(found == sorted(set(found)) for found in numbers.values())
     assert lost == PROCESSES * LINES - sum(map(len, numbers.values())) > 0
+
+
+def test_what_could_not_be_written_at_the_end_is_said(sysupd: Start, tmp_path: Path) -> None:
+    written = tmp_path / "written"
+    daemon = sysupd(
+        f"[watcher:w]\ncmd = sh -c 'echo 0123456789; touch {written}; exec sleep 1000'\n"
+        f"stdout_stream.filename = {tmp_path}/gone/log\n"
+    )
+    until(written.exists, "it has written")
+    assert daemon.stop() == 0
+    assert daemon.log().endswith("11 bytes of output could not be written, and are lost\n")

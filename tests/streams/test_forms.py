@@ -210,6 +210,12 @@ def test_a_rate_holds_for_all_processes_together(house: House, tmp_path: Path) -
     assert house.ended[1].losses.suppressed_bytes == 500
 
 
+def test_an_enormous_burst(house: House, tmp_path: Path) -> None:
+    sink = house.file(tmp_path / "log", rate=Rate(1, 1e9), rate_burst=10**9)
+    house.pour(sink, b"line\n" * 60)
+    assert content(tmp_path / "log").count(b"line\n") == 60
+
+
 def test_a_burst_may_pass(house: House, tmp_path: Path) -> None:
     sink = house.file(tmp_path / "log", rate=Rate(1, 1000.0), rate_burst=50)
     house.pour(sink, b"line\n" * 60)
