@@ -42,14 +42,15 @@ static char *put_text(char *to, const char *text)
 
 static bool has_credit(struct rate *rate, int64_t now)
 {
-    if (rate->cost == 0)
+    if (rate->burst == 0)
         return true;
-    int64_t passed = now - rate->at;
+    rate->credit += (double)(now - rate->at) * rate->lines_per_ns;
     rate->at = now;
-    rate->credit = passed < rate->most - rate->credit ? rate->credit + passed : rate->most;
-    if (rate->credit < rate->cost)
+    if (rate->credit > rate->burst)
+        rate->credit = rate->burst;
+    if (rate->credit < 1)
         return false;
-    rate->credit -= rate->cost;
+    rate->credit -= 1;
     return true;
 }
 
@@ -223,11 +224,8 @@ static void set_rate(struct rate *rate, const struct outlet_spec *spec)
 {
     if (!spec->rate_lines)
         return;
-    uint64_t cost = spec->rate_ns / spec->rate_lines;
-    rate->cost = cost ? (int64_t)cost : 1;
-    if (__builtin_mul_overflow(rate->cost, spec->rate_burst ? spec->rate_burst : 1, &rate->most))
-        rate->most = INT64_MAX;
-    rate->credit = rate->most;
+    rate->lines_per_ns = (double)spec->rate_lines / (double)(spec->rate_ns ? spec->rate_ns : 1);
+    rate->burst = rate->credit = spec->rate_burst ? (double)spec->rate_burst : 1;
     rate->at = clock_ns();
 }
 
@@ -275,7 +273,7 @@ int outlet_new(struct sink *sink, uint64_t id, const struct outlet_spec *spec,
     outlet->n_patterns = spec->n_patterns;
     outlet->note_at = NEVER;
     set_rate(&outlet->rate, spec);
-    outlet->works = spec->n_patterns || outlet->rate.cost || spec->format == FORMAT_PREFIX ||
+    outlet->works = spec->n_patterns || outlet->rate.burst > 0 || spec->format == FORMAT_PREFIX ||
                     spec->format == FORMAT_JSON ||
                     (spec->format == FORMAT_RECORD && outlet->max_line < READ_BYTES);
     int rc = fill(outlet, spec);

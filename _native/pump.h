@@ -104,12 +104,12 @@ struct pattern {
     char *text;
 };
 
-/* Lets `lines` pass in `window`, up to `burst` at once: a line costs `window / lines` ns
- * of the credit that grows with time. */
+/* Lets so many lines pass in a time, and `burst` at once: each costs one of the credit that
+ * grows with time. */
 struct rate {
-    int64_t cost;   /* 0: no limit */
-    int64_t most;
-    int64_t credit;
+    double lines_per_ns;
+    double burst; /* 0: no limit */
+    double credit;
     int64_t at;
 };
 
