@@ -108,141 +108,134 @@ class DayTime(Kind[int]):
         return f"{value // 3600:02}:{value // 60 % 60:02}:{value % 60:02}"
 
 
-def _classes() -> dict[str, dict[str, Option]]:
-    """The options of each class, by name."""
-    text = Text()
-    path = Text(r"(?s).+", "a path")
-    lines = (
-        Option(
-            "max_line",
-            Size(1, LONGEST_LINE),
-            MAX_LINE,
-            "a longer line is passed on in pieces of this size",
-        ),
-        Option(
-            "select",
-            Patterns("+-"),
-            (),
-            "which lines to take: for each line `+PATTERN` and `-PATTERN` are tried in turn and"
-            " the last one that fits decides (`*`: any text without the character that follows"
-            " it); if the first one is a `+`, other lines are left out",
-        ),
-        Option("deselect", Patterns("-"), (), "patterns of lines to leave out, after `select`"),
-        Option(
-            "rate", RateLimit(), None, "the most lines that all processes of the watcher may write"
-        ),
-        Option("rate_burst", Whole(1, 10**9), None, "lines at once; default: those of `rate`"),
-    )
-    full = (
-        Option(
-            "on_full",
-            Choice("block", "drop"),
-            "block",
-            "where nothing can be written: let the processes wait, or leave lines out and count"
-            " them",
-        ),
-        Option(
-            "buffer",
-            Size(4096, LARGEST_BUFFER),
-            1 << 17,
-            "bytes that are held for it before it counts as full",
-        ),
-    )
-    pace = (
-        Option(
-            "refresh_time",
-            Seconds(),
-            0.0,
-            "how long bytes may wait to be written together (0: not at all)",
-        ),
-    )
-    form = (
-        Option(
-            "format",
-            Choice("raw", "prefix", "json"),
-            "raw",
-            "`prefix`: watcher, wid and pid before each line; `json`: an object a line",
-        ),
-        Option(
-            "time_format",
-            text,
-            None,
-            "stamp before each line: strftime(3), `iso` (ISO 8601, microseconds) or `tai64n`",
-        ),
-    )
-    day = Option("time_format", text, DAY_TIME, form[1].doc)
-    filename = Option("filename", path, None, "the file (required)")
-    owner = (
-        Option("owner", Account(), None, "owner of the file"),
-        Option("group", Account(), None, "group of the file"),
-        Option("mode", Octal(), None, "mode of the file; default: 666 less the daemon's umask"),
-    )
-    backups = Option(
-        "backup_count",
-        Whole(0, 10000),
-        0,
-        "rotated files to keep; 0: no rotation by size or age, and with `rotate_when` all",
-    )
-    size = (
-        Option("max_bytes", Size(), 0, "rotate before the file grows larger than this (0: never)"),
-        Option("rotate_age", Seconds(), 0.0, "rotate when the file is older than this (0: never)"),
-    )
-    when = (
-        Option(
-            "rotate_when",
-            Choice(*PERIODS),
-            None,
-            "rotate each second, minute, hour, day, at midnight, or on a weekday (W0: Monday)",
-        ),
-        Option("rotate_interval", Whole(1, 10**6), 1, "at each so many of them"),
-        Option("rotate_at", DayTime(), None, "time of day for MIDNIGHT (implied) and weekdays"),
-        Option("utc", Flag(), False, "reckon in UTC"),
-    )
-    after = (
-        Option("compress", Choice("gzip", "zstd"), None, "compress rotated files"),
-        Option(
-            "fsync",
-            Choice("never", "rotate", "interval"),
-            "never",
-            "have the disk keep what was written: at rotation, or at intervals too",
-        ),
-        Option("fsync_interval", Seconds(), 1.0, "how often, with `fsync = interval`"),
-    )
-    common = (*lines, *full, *pace)
-    file = (filename, *form, *common, *owner)
-    color = Option("color", Choice(*COLORS), None, "colour of the lines; default: by chance")
-    journal = (
-        Option(
-            "identifier",
-            Text(r"[^\s/\x00-\x1f]+", "an identifier"),
-            None,
-            "SYSLOG_IDENTIFIER; default: the watcher",
-        ),
-        Option(
-            "priority",
-            Choice(*PRIORITIES),
-            None,
-            "of a line without a `<N>` before it; default: info, and warning for stderr",
-        ),
-        Option("level_prefix", Flag(), True, "whether `<N>` before a line is its priority"),
-    )
-    fields = Option(
-        "fields",
-        Flag(),
-        True,
-        "whether entries have SYSUP_WATCHER and so on; without them less work is to be done",
-    )
-    classes: dict[str, tuple[Option, ...]] = {
-        "FileStream": (*file, *size, backups, *when, *after),
-        "WatchedFileStream": file,
-        "TimedRotatingFileStream": (*file, *size, backups, *when, *after),
-        "StdoutStream": (*form, *common),
-        "FancyStdoutStream": (color, day, *common),
-        "QueueStream": (*lines, *full),
-        "JournalStream": (*journal, fields, *common),
-        "JournalDirect": journal,
-    }
-    return {cls: {option.name: option for option in options} for cls, options in classes.items()}
-
-
-STREAMS = _classes()
+TEXT = Text()
+PATH = Text(r"(?s).+", "a path")
+LINES = (
+    Option(
+        "max_line",
+        Size(1, LONGEST_LINE),
+        MAX_LINE,
+        "a longer line is passed on in pieces of this size",
+    ),
+    Option(
+        "select",
+        Patterns("+-"),
+        (),
+        "which lines to take: for each line `+PATTERN` and `-PATTERN` are tried in turn and"
+        " the last one that fits decides (`*`: any text without the character that follows"
+        " it); if the first one is a `+`, other lines are left out",
+    ),
+    Option("deselect", Patterns("-"), (), "patterns of lines to leave out, after `select`"),
+    Option("rate", RateLimit(), None, "the most lines that all processes of the watcher may write"),
+    Option("rate_burst", Whole(1, 10**9), None, "lines at once; default: those of `rate`"),
+)
+FULL = (
+    Option(
+        "on_full",
+        Choice("block", "drop"),
+        "block",
+        "where nothing can be written: let the processes wait, or leave lines out and count them",
+    ),
+    Option(
+        "buffer",
+        Size(4096, LARGEST_BUFFER),
+        1 << 17,
+        "bytes that are held for it before it counts as full",
+    ),
+)
+PACE = (
+    Option(
+        "refresh_time",
+        Seconds(),
+        0.0,
+        "how long bytes may wait to be written together (0: not at all)",
+    ),
+)
+FORM = (
+    Option(
+        "format",
+        Choice("raw", "prefix", "json"),
+        "raw",
+        "`prefix`: watcher, wid and pid before each line; `json`: an object a line",
+    ),
+    Option(
+        "time_format",
+        TEXT,
+        None,
+        "stamp before each line: strftime(3), `iso` (ISO 8601, microseconds) or `tai64n`",
+    ),
+)
+DAY = Option("time_format", TEXT, DAY_TIME, FORM[1].doc)
+FILENAME = Option("filename", PATH, None, "the file (required)")
+OWNER = (
+    Option("owner", Account(), None, "owner of the file"),
+    Option("group", Account(), None, "group of the file"),
+    Option("mode", Octal(), None, "mode of the file; default: 666 less the daemon's umask"),
+)
+BACKUPS = Option(
+    "backup_count",
+    Whole(0, 10000),
+    0,
+    "rotated files to keep; 0: no rotation by size or age, and with `rotate_when` all",
+)
+SIZE = (
+    Option("max_bytes", Size(), 0, "rotate before the file grows larger than this (0: never)"),
+    Option("rotate_age", Seconds(), 0.0, "rotate when the file is older than this (0: never)"),
+)
+WHEN = (
+    Option(
+        "rotate_when",
+        Choice(*PERIODS),
+        None,
+        "rotate each second, minute, hour, day, at midnight, or on a weekday (W0: Monday)",
+    ),
+    Option("rotate_interval", Whole(1, 10**6), 1, "at each so many of them"),
+    Option("rotate_at", DayTime(), None, "time of day for MIDNIGHT (implied) and weekdays"),
+    Option("utc", Flag(), False, "reckon in UTC"),
+)
+AFTER = (
+    Option("compress", Choice("gzip", "zstd"), None, "compress rotated files"),
+    Option(
+        "fsync",
+        Choice("never", "rotate", "interval"),
+        "never",
+        "have the disk keep what was written: at rotation, or at intervals too",
+    ),
+    Option("fsync_interval", Seconds(), 1.0, "how often, with `fsync = interval`"),
+)
+COMMON = (*LINES, *FULL, *PACE)
+FILE = (FILENAME, *FORM, *COMMON, *OWNER)
+COLOR = Option("color", Choice(*COLORS), None, "colour of the lines; default: by chance")
+JOURNAL = (
+    Option(
+        "identifier",
+        Text(r"[^\s/\x00-\x1f]+", "an identifier"),
+        None,
+        "SYSLOG_IDENTIFIER; default: the watcher",
+    ),
+    Option(
+        "priority",
+        Choice(*PRIORITIES),
+        None,
+        "of a line without a `<N>` before it; default: info, and warning for stderr",
+    ),
+    Option("level_prefix", Flag(), True, "whether `<N>` before a line is its priority"),
+)
+FIELDS = Option(
+    "fields",
+    Flag(),
+    True,
+    "whether entries have SYSUP_WATCHER and so on; without them less work is to be done",
+)
+_CLASSES: dict[str, tuple[Option, ...]] = {
+    "FileStream": (*FILE, *SIZE, BACKUPS, *WHEN, *AFTER),
+    "WatchedFileStream": FILE,
+    "TimedRotatingFileStream": (*FILE, *SIZE, BACKUPS, *WHEN, *AFTER),
+    "StdoutStream": (*FORM, *COMMON),
+    "FancyStdoutStream": (COLOR, DAY, *COMMON),
+    "QueueStream": (*LINES, *FULL),
+    "JournalStream": (*JOURNAL, FIELDS, *COMMON),
+    "JournalDirect": JOURNAL,
+}
+STREAMS = {cls: {option.name: option for option in options} for cls, options in _CLASSES.items()}
+"""The options of each class, by name."""
