@@ -156,9 +156,11 @@ def test_a_journal_on_disk(journald: Journald) -> None:
 def test_nothing_is_left_when_the_tests_are_killed(journald: Journald) -> None:
     """The fixture is asked for first, as it skips where there can be none."""
     program = (
-        "import time; from tests.journald import Journald\n"
+        "import subprocess, time; from tests.journald import Journald\n"
         "with Journald() as j:\n"
-        "    sleeper = j.popen(['sleep', '1000'])\n"
+        "    command = ['sh', '-c', 'echo inside; exec sleep 1000']\n"
+        "    sleeper = j.popen(command, stdout=subprocess.PIPE)\n"
+        "    sleeper.stdout.readline()\n"
         "    print(j.pid, sleeper.pid, j._keeper.pid, flush=True)\n"
         "    time.sleep(1000)\n"
     )
