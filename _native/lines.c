@@ -88,15 +88,6 @@ static void fill_gap(struct stream *stream, char *base, size_t length, uint32_t 
         memcpy(base, stream->partial->data, partial);
 }
 
-/* The run of lines from `base` to `end` is complete: it is the batch's. */
-static void seal(struct stream *stream, char *end)
-{
-    struct sink *sink = stream->sink;
-    while (sink->kind->records && (end - sink->batch->data) % 8)
-        *end++ = '\0';
-    sink_commit(sink, end);
-}
-
 /* Returns what read(2) does, or -errno; -ENOMEM has read nothing. */
 static ssize_t read_directly(struct stream *stream, size_t limit)
 {
@@ -134,7 +125,7 @@ static ssize_t read_directly(struct stream *stream, size_t limit)
     lines_forget(stream);
     stream->partial = partial;
     partial_add(stream, fresh + whole, rest);
-    seal(stream, fresh + whole); /* last: its padding may lie on the rest */
+    sink_commit(sink, sink_align(sink, fresh + whole)); /* last: its padding may lie on the rest */
     sink->open_line = piece ? stream : NULL;
     stream->fate = piece ? FATE_KEPT : FATE_OPEN;
     return n;
@@ -159,8 +150,7 @@ static void close_record(struct work *work)
         return;
     size_t length = (size_t)(work->to - work->record) - sizeof(struct record);
     put_record(work->stream, work->record, length, work->flags);
-    while ((work->to - work->stream->sink->batch->data) % 8)
-        *work->to++ = '\0';
+    work->to = sink_align(work->stream->sink, work->to);
     work->record = NULL;
     work->flags = 0;
 }
@@ -194,7 +184,8 @@ static void put_piece(struct work *work, const char *text, size_t length, unsign
     struct sink *sink = stream->sink;
     const struct outlet *outlet = stream->outlet;
     if (!make_room(work, outlet_room(outlet, stream->label, length))) {
-        outlet_lose(stream, FATE_DROPPED, piece & PIECE_LAST ? 1 : 0, length + (piece & PIECE_LAST ? 1 : 0));
+        bool ends = piece & PIECE_LAST;
+        outlet_lose(stream, FATE_DROPPED, ends, length + ends);
         return;
     }
     if (sink->kind->records) {
@@ -324,7 +315,7 @@ int lines_end(struct stream *stream)
         if (!base)
             return -ENOMEM;
         fill_gap(stream, base, 0, 0);
-        seal(stream, base + gap);
+        sink_commit(sink, sink_align(sink, base + gap));
         sink->open_line = stream;
     }
     lines_forget(stream);

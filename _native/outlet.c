@@ -198,10 +198,8 @@ void outlet_note(struct outlet *outlet, bool at_once)
         *to++ = '\n';
     }
     to = outlet_put(outlet, outlet->label, to, text, length, PIECE_WHOLE);
-    while (sink->kind->records && (to - sink->batch->data) % 8)
-        *to++ = '\0';
     sink->open_line = NULL;
-    sink_commit(sink, to);
+    sink_commit(sink, sink_align(sink, to));
     outlet->noted = now;
 }
 

@@ -439,6 +439,8 @@ void sink_serve(struct sink *sink, uint32_t requests);
 void sink_turn(struct sink *sink);
 /* Close it now, written or not; returns the bytes that are lost. */
 size_t sink_abandon(struct sink *sink);
+/* Where the next record begins after one that ends at `to`; the gap is filled. */
+char *sink_align(const struct sink *sink, char *to);
 static inline size_t sink_holds(const struct sink *sink) { return block_holds(sink->batch); }
 
 /* file.c */

@@ -97,7 +97,7 @@ static int shift_numbers(const struct file *file, int directory)
 
 static int add_suffix(const struct file *file, int directory)
 {
-    struct name to, taken;
+    struct name to;
     for (int tries = 0; tries < SAME_SUFFIX; tries++) {
         char again[16] = "";
         if (tries)
@@ -107,8 +107,7 @@ static int add_suffix(const struct file *file, int directory)
             if ((size_t)snprintf(to.text, sizeof to.text, "%s.%s%s%s", file->name,
                                  file->options.suffix, again, endings[ending]) >= sizeof to.text)
                 return -ENAMETOOLONG;
-            taken = to;
-            is_taken = is_taken || exists(directory, &taken);
+            is_taken = is_taken || exists(directory, &to);
         }
         if (!is_taken)
             return renameat(directory, file->name, directory, to.text) < 0 ? -errno : 0;
@@ -202,9 +201,7 @@ size_t rotate_share(struct sink *sink, const char *data, size_t length)
         newline = memrchr(data, '\n', most - file->size);
     if (newline)
         return (size_t)(newline + 1 - data);
-    if (file->size && file->line_ends)
-        return 0;
-    if (due && file->line_ends)
+    if (file->line_ends && (file->size || due))
         return 0;
     /* In the midst of a line, or one longer than a file may be: it stays whole. */
     newline = memchr(data, '\n', length);

@@ -92,6 +92,13 @@ char *sink_room(struct sink *sink, size_t size)
     return batch->data + batch->end;
 }
 
+char *sink_align(const struct sink *sink, char *to)
+{
+    while (sink->kind->records && (to - sink->batch->data) % 8)
+        *to++ = '\0';
+    return to;
+}
+
 void sink_commit(struct sink *sink, const char *end)
 {
     size_t length = (size_t)(end - sink->batch->data) - sink->batch->end;

@@ -105,7 +105,7 @@ class FilePlace(Place):
             return place
         place = cls(places, filename, path, options)
         text = ffi.new("char[]", os.fsencode(path))
-        place._plan()
+        place._plan(place._written())
         place._open(options.spec(path=text, due=place._due))
         place._tend()  # what an earlier daemon left to be done
         return place
@@ -145,7 +145,7 @@ class FilePlace(Place):
         """Go on with other options."""
         if options != self._options:
             self._options = options
-            self._plan()
+            self._plan(self._written())
             self._set()
 
     def rotate(self) -> None:
@@ -180,13 +180,18 @@ class FilePlace(Place):
         elif what == "sync":
             function()
 
-    def _plan(self) -> None:
-        """Find out when the clock next asks for a rotation."""
+    def _plan(self, last: float | None = None) -> None:
+        """Find out when the clock next asks for a rotation of what was written at `last`."""
         self._due = None
         if self._options.schedule:
             now = wall()
-            self._due = self._options.schedule.next(now, self._written() or now)
-            self._after("rotate", min(max(0.0, self._due[0] - now), LONGEST_TIMER), self._is_due)
+            self._due = self._options.schedule.next(now, last or now)
+            self._await_due()
+
+    def _await_due(self) -> None:
+        if self._due:
+            delay = min(max(0.0, self._due[0] - wall()), LONGEST_TIMER)
+            self._after("rotate", delay, self._is_due)
 
     def _written(self) -> float | None:
         """When a file that is there already was last written to."""
@@ -199,16 +204,13 @@ class FilePlace(Place):
     def _is_due(self) -> None:
         """The pump looks at the clock itself; it only is to look though it has no line."""
         if self._due and wall() < self._due[0]:
-            delay = min(self._due[0] - wall(), LONGEST_TIMER)
-            self._after("rotate", delay, self._is_due)
+            self._await_due()
         elif self in self.places:
             self._set()
 
     def _rotated(self) -> None:
         if self._options.schedule:
-            now = wall()
-            self._due = self._options.schedule.next(now, now)
-            self._after("rotate", min(max(0.0, self._due[0] - now), LONGEST_TIMER), self._is_due)
+            self._plan()
             if self in self.places:
                 self._set()
         for _, rotated in list(self._holders.values()):
@@ -249,7 +251,7 @@ class FilePlace(Place):
 
     def _tended(self, reason: str | None) -> None:
         """Called in the keeper's thread."""
-        self.places.notify(self, reason, self._tended_here)
+        self.places.notify(self._tended_here, reason)
 
     def _tended_here(self, reason: str | None) -> None:
         self._jobs -= 1

@@ -95,16 +95,11 @@ class Places:
         else:
             place.handle(kind, error)
 
-    def notify(
-        self,
-        place: Place | None = None,
-        reason: str | None = None,
-        how: Tell | None = None,
-    ) -> None:
-        """From any thread: have `place` report (or do `how`), or only look around."""
+    def notify(self, tell: Tell | None = None, reason: str | None = None) -> None:
+        """From any thread: have `tell` called in the loop's, or only look around."""
         with self._lock:
-            if place:
-                self._reports.append((how or place.report, reason))
+            if tell:
+                self._reports.append((tell, reason))
             if not self._stopped:
                 os.eventfd_write(lib.pump_eventfd(self.native), 1)
 
@@ -260,8 +255,8 @@ class PythonPlace(Place):
         except (Exception, SystemExit):  # noqa: BLE001
             if not self._raised:
                 self._raised = True
-                self.places.notify(self, f"{self.name} raised:\n{traceback.format_exc()}")
+                self.places.notify(self.report, f"{self.name} raised:\n{traceback.format_exc()}")
         else:
             if self._raised:
                 self._raised = False
-                self.places.notify(self, None)
+                self.places.notify(self.report, None)

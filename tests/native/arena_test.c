@@ -10,15 +10,8 @@
 #include <unistd.h>
 
 #include "arena.h"
+#include "check.h"
 #include "native.h"
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            fprintf(stderr, "%s:%d: %s\n", __func__, __LINE__, #condition); \
-            exit(1); \
-        } \
-    } while (0)
 
 enum { SLOTS = 400, STEPS = 60000 };
 

@@ -10,15 +10,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "pump.h"
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            fprintf(stderr, "%s:%d: %s\n", __func__, __LINE__, #condition); \
-            abort(); \
-        } \
-    } while (0)
 
 static inline struct pump *single_pump(void)
 {

@@ -13,15 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "native.h"
-
-#define CHECK(condition) \
-    do { \
-        if (!(condition)) { \
-            fprintf(stderr, "%s:%d: %s\n", __func__, __LINE__, #condition); \
-            exit(1); \
-        } \
-    } while (0)
 
 enum { WRITERS = 24, LINES = 1500, ROUNDS = 8, LONGEST = 400, QUEUES = 4, PLAIN = 4 };
 
