@@ -232,13 +232,14 @@ def test_a_burst_of_many_is_stored_whole(
 
 
 def test_without_a_journald_all_waits_for_it(app: App, journald: Journald) -> None:
+    lines = 3 * LINES  # more than the pipe and the pump hold, so the process has to wait
     journald.stop()
-    app.watcher("web", f"seq -f %06g {LINES}", processes=1)
+    app.watcher("web", f"seq -f %06g {lines}", processes=1)
     daemon = app.start()
     assert daemon.status("web") == "active"
     journald.start()
     app.finish(daemon)
-    assert journald.messages("SYSUP_WATCHER=web") == [b"%06d" % (n + 1) for n in range(LINES)]
+    assert journald.messages("SYSUP_WATCHER=web") == [b"%06d" % (n + 1) for n in range(lines)]
 
 
 # ---- journald's own stream ---------------------------------------------------------------
