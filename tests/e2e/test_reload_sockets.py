@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from contextlib import suppress
-from pathlib import Path
 
 from tests.e2e.conftest import Start
 from tests.e2e.harness import until
@@ -23,11 +23,12 @@ def free_port() -> int:
 
 
 def inodes(pid: int) -> set[str]:
-    """The sockets that a process has open."""
+    """The sockets that a process has open: none once it is gone."""
     links = set()
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # a library, while its program is loaded
-            links.add(str(fd.readlink()))
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # a library, while its program is loaded
+                links.add(os.readlink(f"/proc/{pid}/fd/{fd}"))
     return {link for link in links if link.startswith("socket:")}
 
 
