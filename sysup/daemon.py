@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import glob
-import grp
 import logging
 import os
 import random
 import signal
-import stat
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from sysup import config, protocol
+from sysup.board import Board
 from sysup.body import used_sockets
 from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
@@ -30,12 +29,15 @@ from sysup.log import Log
 from sysup.machine import Want
 from sysup.process import OS, become_subreaper, identity, raise_nofile
 from sysup.protocol import MessageError, SysupError
+from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.sockets import Sockets
 from sysup.stats import Stats
 from sysup.streams import Pump
-from sysup.watcher import Board, Superseded, Watcher
+from sysup.turns import Superseded
+from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup")
+T = TypeVar("T")
 
 BIND_AGAIN = 5.0
 """Seconds until an endpoint that is taken is tried again."""
@@ -46,7 +48,6 @@ PATIENT = 1.0
 both to the process and to its group."""
 FLUSH = 2.0
 """Seconds that the pump has for its last bytes."""
-GROUP = "sysup"
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 LIVE_OPTIONS = frozenset({"check_delay", "warmup_delay", "include", "include_dir"})
 """Options of the daemon itself that a reload of the config takes over."""
@@ -148,7 +149,7 @@ class Daemon:
         self._open_sockets(self.config.sockets.values())
         for spec in self.config.watchers.values():
             self._adopt(spec)
-        self._job(self._boot())
+        self._job(self._in_order(Watcher.begin_start))
         await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
         self._serve()
         self._tick()
@@ -157,16 +158,16 @@ class Daemon:
         await self._shut_down()
         return self.exit_status
 
-    async def _boot(self) -> None:
-        """Begin to start what starts by itself: high priority first."""
+    async def _in_order(self, begin: Callable[[Watcher], T]) -> list[T]:
+        """Begin with what starts by itself: high priority first, `warmup_delay` between."""
         pause = self.config.daemon.warmup_delay
-        for number, watcher in enumerate(self._autostarting()):
-            if pause and number:
-                await asyncio.sleep(pause)
-            watcher.begin_start()
-
-    def _autostarting(self) -> list[Watcher]:
-        return [watcher for watcher in self._by_priority() if watcher.spec.autostart]
+        begun: list[T] = []
+        for watcher in self._by_priority():
+            if watcher.spec.autostart:
+                if pause and begun:
+                    await asyncio.sleep(pause)
+                begun.append(begin(watcher))
+        return begun
 
     def quit(self, exit_status: int | None = None) -> None:
         """Stop everything and end; called once more, don't wait for anybody."""
@@ -346,46 +347,43 @@ class Daemon:
         except SysupError as error:
             log.error("cannot give %s to %s: %s", endpoint, owner, error)
 
-    def _bind(self, endpoint: str, bind: Callable[[str], None]) -> None:
+    def _until_bound(self, what: str, bind: Callable[[], None], wanted: Callable[[], bool]) -> None:
+        """Bind, now or as soon as it can be done; the app runs on meanwhile."""
+
+        def again() -> None:
+            if self._quitting or not wanted():
+                return
+            try:
+                bind()
+            except SysupError as error:
+                log.debug("%s", error)
+                self.loop.call_later(BIND_AGAIN, again)
+            else:
+                log.info("bound %s at last", what)
+
         try:
-            bind(endpoint)
+            bind()
         except SysupError as error:
             log.error("%s; trying again every %g s, the app runs on", error, BIND_AGAIN)
-            self.loop.call_later(BIND_AGAIN, self._bind_again, endpoint, bind)
+            self.loop.call_later(BIND_AGAIN, again)
 
-    def _bind_again(self, endpoint: str, bind: Callable[[str], None]) -> None:
-        if self._quitting:
-            return
-        try:
-            bind(endpoint)
-        except SysupError as error:
-            log.debug("%s", error)
-            self.loop.call_later(BIND_AGAIN, self._bind_again, endpoint, bind)
-        else:
-            log.info("bound %s at last", endpoint)
+    def _bind(self, endpoint: str, bind: Callable[[str], None]) -> None:
+        self._until_bound(endpoint, partial(bind, endpoint), lambda: True)
 
     def _open_sockets(self, specs: Iterable[SocketSpec]) -> None:
-        for spec in specs:
-            try:
-                self._sockets.open(spec)
-            except SysupError as error:
-                log.error("%s; trying again every %g s", error, BIND_AGAIN)
-                self.loop.call_later(BIND_AGAIN, self._open_again, spec)
-        self._board.setting.sockets = self._sockets.fds()
         self._board.setting.socket_problems = self._sockets.problems
+        for spec in specs:
+            self._until_bound(
+                f"socket {spec.name}", partial(self._open, spec), partial(self._lacks, spec)
+            )
+        self._board.setting.sockets = self._sockets.fds()
 
-    def _open_again(self, spec: SocketSpec) -> None:
-        wanted = self.config.sockets.get(spec.name) == spec
-        if self._quitting or not wanted or spec.name in self._sockets.fds():
-            return
-        try:
-            self._sockets.open(spec)
-        except SysupError as error:
-            log.debug("%s", error)
-            self.loop.call_later(BIND_AGAIN, self._open_again, spec)
-        else:
-            log.info("bound socket %s at last", spec.name)
-            self._board.setting.sockets = self._sockets.fds()
+    def _open(self, spec: SocketSpec) -> None:
+        self._sockets.open(spec)
+        self._board.setting.sockets = self._sockets.fds()
+
+    def _lacks(self, spec: SocketSpec) -> bool:
+        return self.config.sockets.get(spec.name) == spec and spec.name not in self._sockets.fds()
 
     def _tell_changes(self, changes: Changes) -> None:
         parts = [
@@ -440,12 +438,7 @@ class Daemon:
 
     async def start_all(self) -> None:
         """Start what is to be started by itself: high priority first."""
-        pause = self.config.daemon.warmup_delay
-        started: list[asyncio.Task[Any]] = []
-        for watcher in self._autostarting():
-            if pause and started:
-                await asyncio.sleep(pause)
-            started.append(self.loop.create_task(watcher.start()))
+        started = await self._in_order(lambda watcher: self.loop.create_task(watcher.start()))
         results = await asyncio.gather(*started, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, Superseded):
@@ -566,45 +559,6 @@ class Daemon:
         return table
 
 
-# ---- where the app lives -----------------------------------------------------------------
-
-
-def runtime_directory(loaded: Config) -> str:
-    """The app's own directory for its sockets, made if it is not there.
-
-    Raises SysupError when it can't be made, or belongs to somebody else: in a directory
-    that others may write (/tmp) they could have put it there.
-    """
-    base = loaded.daemon.runtime_dir or protocol.runtime_base(os.geteuid(), os.environ)
-    path = os.path.join(base, loaded.app)
-    group, _ = socket_access()
-    try:
-        os.makedirs(base, mode=0o755, exist_ok=True)
-        if is_open_to_strangers(os.stat(base)):
-            raise SysupError(f"cannot use {base}: others may replace what is in it")
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise SysupError(f"cannot use {path}: it is not a directory of this user")
-        if group >= 0:
-            os.chown(path, -1, group)
-        os.chmod(path, 0o750 if group >= 0 else 0o700)
-    except OSError as error:
-        raise SysupError(f"cannot make {path}: {error.strerror}") from None
-    return path
-
-
-def is_open_to_strangers(directory: os.stat_result) -> bool:
-    """Whether others than root and we may rename or remove what is ours in a directory.
-
-    Where it is sticky (/tmp) they may not, unless it is their own.
-    """
-    if directory.st_uid not in (0, os.geteuid()):
-        return True
-    return bool(directory.st_mode & 0o022) and not directory.st_mode & stat.S_ISVTX
-
-
 def extend_import_path(loaded: Config) -> None:
     """Let stream classes be found beside the config, and where its environments point.
 
@@ -614,35 +568,6 @@ def extend_import_path(loaded: Config) -> None:
     for spec in loaded.watchers.values():
         paths += [path for path in spec.env.get("PYTHONPATH", "").split(":") if path]
     sys.path += [path for path in dict.fromkeys(paths) if path not in sys.path]
-
-
-def socket_access() -> tuple[int, int]:
-    """Group (-1: none) and mode of the sockets: for the group sysup where root has one."""
-    if os.geteuid() == 0:
-        try:
-            return grp.getgrnam(GROUP).gr_gid, 0o660
-        except KeyError:
-            pass
-    return -1, 0o600
-
-
-def take_lock(directory: str, app: str) -> Any:
-    """Hold the app's lock as long as the daemon lives, so there is never a second one.
-
-    Raises SysupError naming the daemon that holds it.
-    """
-    file = open(os.path.join(directory, "lock"), "a+", encoding="ascii")  # noqa: SIM115
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().strip()
-        file.close()
-        raise SysupError(f"cannot run {app}: sysupd is running already (pid {holder})") from None
-    file.truncate(0)
-    file.write(f"{os.getpid()}\n")
-    file.flush()
-    return file
 
 
 def describe_event(watcher: str, event: str, payload: Mapping[str, Any]) -> str:

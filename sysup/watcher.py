@@ -15,11 +15,12 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sysup import config
-from sysup.body import Body, Death, Mould, Remains, Setting
+from sysup.board import Board
+from sysup.body import Body, Death, Mould
 from sysup.config import Impact, WatcherSpec
 from sysup.machine import (
     Abandon,
@@ -56,76 +57,13 @@ from sysup.plan import (
     plan,
     public_state,
 )
-from sysup.process import OS
 from sysup.protocol import SysupError
 from sysup.stdin import Input
-from sysup.streams import Losses, Pump
+from sysup.streams import Losses
+from sysup.turns import Condition, Superseded, Turns
 
-TURN = 0.005
-"""Seconds of launching after which the loop gets its turn."""
 REPORT_WITHIN = 0.25
 """Seconds that a death report waits at most for the last output of the dead."""
-
-
-class Superseded(SysupError):
-    """A stop came before the command was through."""
-
-
-class Board:
-    """What the watchers share: the loop, the system, the pump, and the turn to act.
-
-    Args:
-        publish: takes (watcher name, event, payload).
-        rand: numbers in [0, 1), for jitter.
-    """
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        os: OS,
-        pump: Pump,
-        publish: Callable[[str, str, Mapping[str, Any]], None],
-        rand: Callable[[], float],
-    ) -> None:
-        self.loop = loop
-        self.os = os
-        self.publish = publish
-        self.rand = rand
-        self.setting = Setting(loop, os, pump)
-        self.on_give_up: Callable[[int | None], None] = lambda exit_code: None
-        self.ending = False
-        """Whether all is to be down for good: nothing is started any more."""
-        self.bodies: dict[int, Body] = {}
-        """By pid: the processes that live in slots."""
-        self.remains = Remains(loop, os, self.bodies.keys)
-        self._awake: dict[Watcher, None] = {}
-        self._turn: asyncio.Handle | None = None
-
-    def wake(self, watcher: Watcher) -> None:
-        """Have the watcher's plan made and carried out in the loop's next turn."""
-        self._awake[watcher] = None
-        self._plan_turn()
-
-    def _plan_turn(self) -> None:
-        if self._awake and self._turn is None:
-            self._turn = self.loop.call_soon(self._act)
-
-    def _act(self) -> None:
-        """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
-        self._turn = None
-        until = self.loop.time() + TURN
-        waiting, self._awake = self._awake, {}
-        busy: list[Watcher] = []
-        try:
-            while waiting and self.loop.time() < until:
-                watcher = next(iter(waiting))
-                del waiting[watcher]
-                if watcher.act(until):
-                    busy.append(watcher)
-        finally:  # what one raises, by a bug, must not stop the others
-            # Those that did not come to act are before those that did and want to again.
-            self._awake = {**waiting, **self._awake, **dict.fromkeys(busy)}
-            self._plan_turn()
 
 
 @dataclass
@@ -137,14 +75,6 @@ class Place(Slot):
     luck: float = 0.0
     """In [0, 1), drawn once for each process: its share of `max_age_variance`."""
     output: str = ""
-
-
-@dataclass
-class Waiter:
-    """A command that waits for the watcher to come to rest."""
-
-    condition: Callable[[], bool]
-    future: asyncio.Future[None] = field(repr=False)
 
 
 class Watcher:
@@ -164,9 +94,7 @@ class Watcher:
         self._closed = False
         self._history = History()
         """Of all slots together, under `flapping.scope = watcher`."""
-        self._waiters: list[Waiter] = []
-        self._turn = asyncio.Lock()
-        self._stops = 0
+        self._turns = Turns(board.loop)
         self._again: asyncio.TimerHandle | None = None
         self._published = "stopped"
         self.dead: dict[int, Body] = {}
@@ -190,7 +118,7 @@ class Watcher:
     @property
     def is_stopped(self) -> bool:
         """Whether it is down to stay: no command is under way that may bring it up."""
-        return self.want is Want.DOWN and not self._turn.locked()
+        return self.want is Want.DOWN and not self._turns.taken
 
     @property
     def bodies(self) -> list[tuple[Place, Body]]:
@@ -212,8 +140,18 @@ class Watcher:
 
     async def start(self) -> dict[str, Any]:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
+        return await self._bring_up()
+
+    async def restart(self) -> dict[str, Any]:
+        """Stop all, then start all."""
+        return await self._bring_up(afresh=True)
+
+    async def _bring_up(self, *, afresh: bool = False) -> dict[str, Any]:
         before = self._pids()
         async with self._my_turn() as still_mine:
+            if afresh:
+                self.want = Want.DOWN
+                self.board.wake(self)
             if self.want is Want.DOWN and self.places:  # a stop is not through
                 await self._rest(self._is_down)
                 still_mine()
@@ -245,25 +183,7 @@ class Watcher:
     def _supersede(self) -> None:
         """Want nothing any more; commands that want something end."""
         self.want = Want.DOWN
-        self._stops += 1
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if waiter.condition == self._is_down:
-                self._waiters.append(waiter)
-            elif not waiter.future.done():
-                waiter.future.set_exception(Superseded(f"{self.name} was told to stop"))
-
-    async def restart(self) -> dict[str, Any]:
-        """Stop all, then start all."""
-        before = self._pids()
-        async with self._my_turn() as still_mine:
-            self.want = Want.DOWN
-            self.board.wake(self)
-            await self._rest(self._is_down)
-            still_mine()
-            self.begin_start()
-            await self._rest(self._is_up)
-        return self._difference(before)
+        self._turns.supersede(f"{self.name} was told to stop", self._is_down)
 
     async def reload(self, *, sequential: bool = False) -> dict[str, Any]:
         """Replace every process by one of the present options, without a gap.
@@ -289,7 +209,7 @@ class Watcher:
 
         Raises MessageError when that would be more than there can be.
         """
-        async with self._turn:
+        async with self._turns.mine():
             number = max(0, self.spec.numprocesses + change)
             if self.spec.singleton:
                 number = min(number, 1)
@@ -305,7 +225,7 @@ class Watcher:
         of them is changed. Raises SysupError when processes of the new options fail; the
         old ones run on meanwhile.
         """
-        async with self._turn:
+        async with self._turns.mine():
             spec = config.with_options(self.spec, options)
             impacts = {key: config.impact(key) for key in options}
             self.apply(spec, set(impacts.values()))
@@ -422,7 +342,7 @@ class Watcher:
                 place.timer.cancel()
         self.places.clear()
         self._supersede()
-        self._answer_waiters()
+        self._turns.answer()
 
     # ---- acting on the plan --------------------------------------------------------------
 
@@ -466,7 +386,7 @@ class Watcher:
         if state != self._published and (state == "stopped" or (state == "active" and up)):
             self._publish("start" if state == "active" else "stop")
             self._published = state
-        self._answer_waiters()
+        self._turns.answer()
 
     def _launch(self, wid: int) -> None:
         now = self.board.loop.time()
@@ -641,40 +561,27 @@ class Watcher:
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[Callable[[], None]]:
         """Wait behind earlier commands; a stop that came meanwhile ends the command."""
-        stops = self._stops
+        async with self._turns.mine() as is_mine:
 
-        def still_mine() -> None:
-            if self.board.ending:
-                raise Superseded(f"cannot start {self.name}: sysupd is ending")
-            if self._stops != stops or self._closed:
-                raise Superseded(f"{self.name} was told to stop")
+            def still_mine() -> None:
+                if self.board.ending:
+                    raise Superseded(f"cannot start {self.name}: sysupd is ending")
+                if self._closed or not is_mine():
+                    raise Superseded(f"{self.name} was told to stop")
 
-        async with self._turn:
             still_mine()
             yield still_mine
 
-    async def _rest(self, condition: Callable[[], bool]) -> None:
+    async def _rest(self, condition: Condition) -> None:
         """Wait until the condition holds after the plan has been carried out."""
-        future: asyncio.Future[None] = self.board.loop.create_future()
-        self._waiters.append(Waiter(condition, future))
         self.board.wake(self)
-        await future
+        await self._turns.rest(condition)
 
-    async def _rest_if_up(self, condition: Callable[[], bool]) -> None:
+    async def _rest_if_up(self, condition: Condition) -> None:
         """As _rest, for a change that holds though a stop makes its effect invisible."""
         if self.want is Want.UP:
             with suppress(Superseded):
                 await self._rest(condition)
-
-    def _answer_waiters(self) -> None:
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if waiter.future.done():
-                continue
-            if waiter.condition():
-                waiter.future.set_result(None)
-            else:
-                self._waiters.append(waiter)
 
     def _is_down(self) -> bool:
         return not self.places

@@ -25,12 +25,10 @@ from sysup.daemon import (
     Files,
     describe_event,
     load,
-    runtime_directory,
-    socket_access,
-    take_lock,
 )
 from sysup.machine import Want
 from sysup.protocol import MessageError, SysupError
+from sysup.runtime import runtime_directory, socket_access, take_lock
 from tests.world import World
 
 

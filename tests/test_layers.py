@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[1] / "sysup"
 
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol"}),
-    frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"}),
+    frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
+    | frozenset({"runtime", "ledger", "lot"}),
     frozenset({"endpoints", "events", "taps", "body", "log"})
-    | frozenset({"watcher", "outputs", "commands", "control"}),
+    | frozenset({"board", "turns", "watcher", "outputs", "commands", "control", "estate"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from sysup.board import TURN
 from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
-from sysup.watcher import REPORT_WITHIN, TURN, Superseded, Watcher
+from sysup.turns import Superseded
+from sysup.watcher import REPORT_WITHIN, Watcher
 from tests.world import World
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL

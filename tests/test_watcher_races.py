@@ -10,7 +10,7 @@ import pytest
 from sysup.config import FlappingSpec, Impact
 from sysup.machine import State
 from sysup.protocol import MessageError, SysupError
-from sysup.watcher import Superseded
+from sysup.turns import Superseded
 from tests.test_watcher import pids, up
 from tests.world import World
 

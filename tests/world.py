@@ -13,8 +13,9 @@ import selectors
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
+from sysup.board import Board
 from sysup.config import WatcherSpec
-from sysup.watcher import Board, Watcher
+from sysup.watcher import Watcher
 from tests.fakes import FakePump, System
 
 T = TypeVar("T")
