@@ -30,7 +30,7 @@ from functools import partial
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
-from sysup.process import MARKER, OS, Launch, Process, identity, open_terminal
+from sysup.process import MARKER, OS, Cgroup, Cgroups, Launch, Process, identity, open_terminal
 from sysup.protocol import SysupError
 from sysup.stdin import Input
 from sysup.streams import Direct, Losses, Pump, Sink, Source, Stream, StreamName, open_sink
@@ -76,6 +76,7 @@ class Body:
     streams: list[Stream]
     wid: int = 0
     stdin: Input | None = None
+    cgroup: Cgroup | None = None
     dead: bool = False
     tree_empty: bool = False
     on_output: list[Callable[[str], None]] = field(default_factory=list)
@@ -112,6 +113,7 @@ class Setting:
     app: str = ""
     taps: Taps = field(default_factory=Taps)
     circus: bool = False
+    cgroups: Cgroups | None = None
     sockets: Mapping[str, int] = field(default_factory=dict)
     socket_problems: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
@@ -181,21 +183,46 @@ class Mould:
         marker = f"{self._nonce}.{serial}"
         ours: dict[str, int] = {}
         theirs: dict[int, int] = {}
+        group = self._group(wid, serial)
         try:
             self._connect(ours, theirs)
-            process = self._launcher.spawn(
-                argv=config.command(self._spec, wid, self._setting.sockets),
-                env={MARKER: marker},
-                fds=theirs,
-            )
-            body = Body(serial, process, marker, [], wid)
+            process = self._spawn(wid, marker, theirs, group)
+            body = Body(serial, process, marker, [], wid, cgroup=group)
             self._attach(body, ours)
-        except OSError as error:
+        except (OSError, SysupError) as error:
+            if group:
+                group.remove()
+            if isinstance(error, SysupError):
+                raise
             raise SysupError(f"cannot make its pipes: {error.strerror}") from None
         finally:
             for fd in {*ours.values(), *theirs.values()}:
                 os.close(fd)
         return body
+
+    def _group(self, wid: int, serial: int) -> Cgroup | None:
+        """A cgroup to be born in, where cgroups are ours to make."""
+        if self._setting.cgroups is None:
+            return None
+        try:
+            return self._setting.cgroups.make(self._spec.name, wid, serial)
+        except OSError as error:
+            raise SysupError(f"cannot make its cgroup: {error.strerror}") from None
+
+    def _spawn(
+        self, wid: int, marker: str, fds: Mapping[int, int], group: Cgroup | None
+    ) -> Process:
+        place = -1 if group is None else group.open()
+        try:
+            return self._launcher.spawn(
+                argv=config.command(self._spec, wid, self._setting.sockets),
+                env={MARKER: marker},
+                fds=fds,
+                cgroup_fd=place,
+            )
+        finally:
+            if place >= 0:
+                os.close(place)
 
     def _connect(self, ours: dict[str, int], theirs: dict[int, int]) -> None:
         """Make pipes, and a terminal: our ends by name, its ends by its descriptors."""
@@ -374,7 +401,7 @@ class Remains:
             body.tree_empty = True
         else:
             self._kill(self._os.signal_group, body.process.pid, signal.SIGKILL)
-            body.tree_empty = scope == "group"
+            body.tree_empty = scope == "group" or self._clears_group(body)
         if not body.tree_empty:
             self._plan_look(FIRST_LOOK if awaited else LAZY_LOOK)
         self._loop.call_soon(self.check, body)
@@ -398,10 +425,21 @@ class Remains:
 
     def _bury(self, body: Body) -> None:
         self._bodies.pop(body.serial, None)
+        if body.cgroup:
+            body.cgroup.remove()
         if not self._bodies:
             self._empty.set()
 
-    def _kill(self, how: Callable[..., bool], *args: int) -> bool:
+    def _clears_group(self, body: Body) -> bool:
+        """Kill what is left in the cgroup of a body; whether nothing was."""
+        if body.cgroup is None:
+            return False
+        if body.cgroup.remove():
+            return True
+        self._kill(body.cgroup.kill)
+        return False
+
+    def _kill(self, how: Callable[..., object], *args: int) -> bool:
         """False for what may not be killed (it became another user): it is told, and not
         waited for."""
         try:
@@ -422,10 +460,14 @@ class Remains:
     def _look_for_trees(self) -> None:
         self._look = None
         begun = self._loop.time()
-        searched = [body for body in self._bodies.values() if not body.tree_empty]
+        for body in [body for body in self._bodies.values() if body.cgroup]:
+            if not body.tree_empty and self._clears_group(body):
+                body.tree_empty = True
+                self.check(body)
+        searched = [b for b in self._bodies.values() if not b.tree_empty and b.cgroup is None]
         dead = {body.process.pid: body.marker for body in searched}
         try:
-            left = self._os.leftovers(dead, self._mains())
+            left = self._os.leftovers(dead, self._mains()) if dead else {}
         except SysupError as error:  # no descriptor to read /proc by; there will be one
             log.error("%s", error)
             self._plan_look(LAZY_LOOK)

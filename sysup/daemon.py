@@ -27,7 +27,7 @@ from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, Sock
 from sysup.control import Control
 from sysup.log import Log
 from sysup.machine import Want
-from sysup.process import OS, become_subreaper, identity, raise_nofile
+from sysup.process import OS, Cgroups, become_subreaper, identity, raise_nofile
 from sysup.protocol import MessageError, SysupError
 from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.sockets import Sockets
@@ -48,6 +48,8 @@ PATIENT = 1.0
 both to the process and to its group."""
 FLUSH = 2.0
 """Seconds that the pump has for its last bytes."""
+LAST_LOOK = 0.01
+"""Seconds between two looks whether killed processes are gone."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 LIVE_OPTIONS = frozenset({"check_delay", "warmup_delay", "include", "include_dir"})
 """Options of the daemon itself that a reload of the config takes over."""
@@ -127,6 +129,9 @@ class Daemon:
         self._board = Board(loop, self._os, self._pump, self._publish, random.random)
         self._board.setting.app = loaded.app
         self._board.setting.circus = loaded.circus
+        self._board.setting.cgroups = cgroups = Cgroups.find()
+        if cgroups:
+            cgroups.enter()
         self._tap()
         self._board.on_give_up = self._give_up
 
@@ -200,10 +205,23 @@ class Daemon:
     async def _stop_and_end(self) -> None:
         await self.stop_all()
         self._os.kill_strangers()
+        await self._clear_cgroups()
         with contextlib.suppress(TimeoutError):
             # Somebody out of our reach may hold a pipe: it is read once more, and closed.
             await asyncio.wait_for(self._board.remains.cleared(), FLUSH)
         self._ended.set()
+
+    async def _clear_cgroups(self) -> None:
+        """Kill what is left in them by `stop_scope = main`, or could not be killed before."""
+        cgroups = self._board.setting.cgroups
+        until = self.loop.time() + FLUSH
+        try:
+            while cgroups and not cgroups.kill_all():
+                if self.loop.time() >= until:
+                    raise SysupError("some processes do not end though they were killed")
+                await asyncio.sleep(LAST_LOOK)
+        except SysupError as error:
+            log.error("%s", error)
 
     async def _shut_down(self) -> None:
         await asyncio.sleep(0)  # replies to those who waited for the end

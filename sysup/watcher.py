@@ -327,6 +327,8 @@ class Watcher:
         self._closed = True
         self._supersede()
         self._break_moulds()
+        if self.board.setting.cgroups:
+            self.board.setting.cgroups.forget(self.name)
         for handle in (self._again, *(p.timer for p in self.places.values())):
             if handle is not None:
                 handle.cancel()
@@ -490,6 +492,9 @@ class Watcher:
 
     def _send(self, place: Place, body: Body, signum: int) -> None:
         os, scope = self.board.os, place.life.spec.stop_scope
+        if body.cgroup and scope == "tree" and signum == signal.SIGKILL:
+            body.cgroup.kill()
+            return
         if scope == "group" or (scope == "tree" and signum == signal.SIGKILL):
             if os.signal_group(body.process.pid, signum):
                 return  # it leads the group; a second signal might mean more to it

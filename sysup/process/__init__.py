@@ -8,12 +8,13 @@ All of a process's tree is to die with it, but a process may leave its session (
 its parent (a double fork). It can't leave two things: the daemon is a subreaper
 (prctl(2)), so an orphan becomes our child, wherever it was; and the environment it began with
 stays in /proc/PID/environ, where `MARKER` tells whose it is. What is found by neither, a
-descendant that cleaned its environment and left the session, is killed when the daemon ends;
-only a cgroup of its own could tell sooner.
+descendant that cleaned its environment and left the session, is killed when the daemon ends.
+Where cgroups are ours to make, each process has one (cgroups.py), and nothing leaves that.
 
 Tests of the modules above replace `OS` as a whole.
 """
 
+from sysup.process.cgroups import Cgroup, Cgroups
 from sysup.process.identity import Identity, identity
 from sysup.process.launch import CAPABILITIES, RLIMITS, Launch, Launcher, Process, SpawnError
 from sysup.process.system import MARKER, OS, become_subreaper, raise_nofile
@@ -24,6 +25,8 @@ __all__ = [
     "MARKER",
     "OS",
     "RLIMITS",
+    "Cgroup",
+    "Cgroups",
     "Identity",
     "Launch",
     "Launcher",
