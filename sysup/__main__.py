@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import os
 import sys
+from collections.abc import Mapping, Sequence
 
 import click
 
 from sysup import __version__
 from sysup.config import Config, ConfigError
-from sysup.daemon import Daemon, load
+from sysup.daemon import CONFIG, Daemon, Files, load
+from sysup.estate import HANDED_OVER, inherited_fds, saved, saved_watchers
 from sysup.log import Log
 from sysup.protocol import SysupError
+from sysup.upgrade import answer_self_test
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
@@ -29,10 +32,16 @@ PID_DIGITS = 20
     help="The least that is logged (info).",
 )
 @click.option("--log-output", help="A file, or - for standard error.")
+@click.option("--self-test", is_flag=True, hidden=True)
 @click.option("--pidfile", help="Write the daemon's process id there.")
 @click.version_option(__version__, prog_name="sysupd")
 def main(
-    file: str, check: bool, log_level: str | None, log_output: str | None, pidfile: str | None
+    file: str,
+    check: bool,
+    log_level: str | None,
+    log_output: str | None,
+    self_test: bool,
+    pidfile: str | None,
 ) -> None:
     """Run the processes that FILE describes, until SIGTERM.
 
@@ -40,18 +49,27 @@ def main(
     Signals: TERM, INT, QUIT  stop all and end; once more: without waiting
              HUP              read FILE again and do what differs
              USR1             reopen log files
+             USR2             become the program that is installed now
     Exit status: 0 ended as told, 1 cannot run, 2 wrong usage, 78 FILE is wrong;
     with on_give_up = exit, that of the process that was given up.
     """
     occupy_standard_descriptors()
+    fds = inherited_fds(os.environ)
+    os.environ.pop(HANDED_OVER, None)
     try:
-        loaded = load(file)
+        files, loaded = load_or_go_on(file, fds)
+        if self_test:
+            click.echo(answer_self_test(loaded, saved_watchers(fds)))
+            return
     except ConfigError as error:
         for problem in error.problems:
             click.secho(
                 str(problem), fg="yellow" if problem.level == "warning" else "red", err=True
             )
         sys.exit(EX_CONFIG)
+    except SysupError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        sys.exit(1)
     if check:
         for problem in loaded.problems:
             click.secho(str(problem), fg="yellow", err=True)
@@ -61,7 +79,7 @@ def main(
     level = log_level or ("debug" if options.debug else options.loglevel)
     try:
         own_log = Log(level, log_output or options.logoutput)
-        sys.exit(asyncio.run(run(loaded, own_log, pidfile or options.pidfile)))
+        sys.exit(asyncio.run(run(loaded, own_log, pidfile or options.pidfile, files, fds)))
     except SysupError as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
@@ -74,9 +92,30 @@ def occupy_standard_descriptors() -> None:
     os.close(fd)
 
 
-async def run(loaded: Config, own_log: Log, pidfile: str | None) -> int:
+def load_or_go_on(file: str, fds: Mapping[str, Sequence[int]]) -> tuple[Files, Config]:
+    """The config: as the daemon before had read it, else of the file.
+
+    Raises ConfigError with all that is wrong; SysupError for a state of another version.
+    """
+    files = Files(saved(fds, CONFIG))
+    try:
+        return files, load(file, files)
+    except ConfigError:
+        if files.is_live:
+            raise
+        files = Files()  # of what it was then, this version does not think that it was right
+        return files, load(file, files)
+
+
+async def run(
+    loaded: Config,
+    own_log: Log,
+    pidfile: str | None,
+    files: Files,
+    fds: Mapping[str, Sequence[int]],
+) -> int:
     """Run an app to its end; returns the daemon's exit status."""
-    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log)
+    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log, files, fds)
     if pidfile:
         write_pidfile(pidfile)
     try:

@@ -17,6 +17,9 @@ TURN = 0.005
 class Actor(Protocol):
     """A watcher, as the board sees it."""
 
+    def save(self) -> None:
+        """Have the next daemon know what is wanted."""
+
     def act(self, until: float) -> bool:
         """Act until the time is over; True: there is more to do."""
 
@@ -53,8 +56,13 @@ class Board:
 
     def wake(self, watcher: Actor) -> None:
         """Have the watcher's plan made and carried out in the loop's next turn."""
+        watcher.save()
         self._awake[watcher] = None
         self._plan_turn()
+
+    def known_bodies(self) -> list[Body]:
+        """Those that live in slots, and those that are being cleared away."""
+        return [*self.bodies.values(), *self.remains.bodies]
 
     def _plan_turn(self) -> None:
         if self._awake and self._turn is None:

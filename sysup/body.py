@@ -24,12 +24,14 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
+from sysup.estate import Estate
 from sysup.process import MARKER, OS, Cgroup, Cgroups, Launch, Process, identity, open_terminal
 from sysup.protocol import SysupError
 from sysup.stdin import Input
@@ -81,6 +83,7 @@ class Body:
     tree_empty: bool = False
     on_output: list[Callable[[str], None]] = field(default_factory=list)
     on_released: Callable[[int], None] | None = None
+    on_buried: Callable[[], None] = lambda: None
     output: str = ""
     """The newest lines that it wrote, once they were told."""
     death: Death | None = None
@@ -103,6 +106,25 @@ class Body:
             tell(output)
 
 
+@dataclass(frozen=True)
+class Inherited:
+    """A process of another daemon: what is recorded of it, and its descriptors, ours to close."""
+
+    serial: int
+    record: Mapping[str, Any]
+    pidfd: int
+    pipes: dict[str, int]
+
+    def give_up(self, system: OS) -> None:
+        """Kill it, as nobody can go on with it, and close what is of it."""
+        try:
+            system.signal(Process(self.record["pid"], self.pidfd), signal.SIGKILL)
+        except SysupError as error:
+            log.error("%s", error)
+        for fd in (self.pidfd, *self.pipes.values()):
+            os.close(fd)
+
+
 @dataclass
 class Setting:
     """What all moulds share: the loop, the system, the pump, what the daemon hands to children."""
@@ -113,6 +135,10 @@ class Setting:
     app: str = ""
     taps: Taps = field(default_factory=Taps)
     circus: bool = False
+    estate: Estate | None = None
+    """What the next daemon gets; None: it gets nothing."""
+    serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Numbers of bodies, none twice, also over the end of a daemon."""
     cgroups: Cgroups | None = None
     sockets: Mapping[str, int] = field(default_factory=dict)
     socket_problems: Mapping[str, str] = field(default_factory=dict)
@@ -134,7 +160,6 @@ class Mould:
         on_rotated: told the path of a file that was rotated.
     """
 
-    _serials = itertools.count(1)
     _nonce = secrets.token_hex(8)
 
     def __init__(
@@ -177,9 +202,9 @@ class Mould:
             sink.close()
         self._sinks.clear()
 
-    def make(self, wid: int) -> Body:
+    def make(self, wid: int, generation: int = 1) -> Body:
         """Start a process with its pipes; raises SysupError with the reason when it can't be."""
-        serial = next(self._serials)
+        serial = next(self._setting.serials)
         marker = f"{self._nonce}.{serial}"
         ours: dict[str, int] = {}
         theirs: dict[int, int] = {}
@@ -188,8 +213,11 @@ class Mould:
             self._connect(ours, theirs)
             process = self._spawn(wid, marker, theirs, group)
             body = Body(serial, process, marker, [], wid, cgroup=group)
+            self._park(body, ours)
             self._attach(body, ours)
+            self._record(body, generation)
         except (OSError, SysupError) as error:
+            self._forget(serial)
             if group:
                 group.remove()
             if isinstance(error, SysupError):
@@ -199,6 +227,68 @@ class Mould:
             for fd in {*ours.values(), *theirs.values()}:
                 os.close(fd)
         return body
+
+    def adopt(self, inherited: Inherited) -> Body:
+        """Take a process over that another daemon made.
+
+        Raises SysupError when its pipes can't be; then it was killed.
+        """
+        record, pipes = inherited.record, inherited.pipes
+        group, cgroups = record["cgroup"], self._setting.cgroups
+        body = Body(
+            inherited.serial,
+            Process(record["pid"], inherited.pidfd),
+            record["marker"],
+            [],
+            record["wid"],
+            cgroup=cgroups.at(group) if cgroups and group else None,
+            on_buried=partial(self._forget, inherited.serial),
+        )
+        try:
+            self._attach(body, pipes, record["streams"])
+        except OSError as error:
+            raise SysupError(f"cannot take its pipes over: {error.strerror}") from None
+        finally:
+            for fd in pipes.values():  # those that nobody took
+                os.close(fd)
+        return body
+
+    def _park(self, body: Body, ours: Mapping[str, int]) -> None:
+        """Keep the descriptors for the next daemon."""
+        estate = self._setting.estate
+        if estate:
+            outputs = [name for name in ours if name != "stdin"]
+            fds = [body.process.pidfd, *(ours[name] for name in outputs)]
+            estate.park(["body", body.serial, *outputs], fds)
+            if "stdin" in ours:
+                estate.park(["stdin", body.serial], [ours["stdin"]])
+
+    def _record(self, body: Body, generation: int) -> None:
+        """Have the next daemon know it."""
+        estate = self._setting.estate
+        if estate is None:
+            return
+        body.on_buried = partial(self._forget, body.serial)
+        estate.ledger.put(
+            ("body", body.serial),
+            {
+                "watcher": self._spec.name,
+                "wid": body.wid,
+                "generation": generation,
+                "pid": body.process.pid,
+                "start": self._setting.os.start_time(body.process.pid),
+                "marker": body.marker,
+                "streams": {stream.name: stream.id for stream in body.streams},
+                "cgroup": body.cgroup.path if body.cgroup else None,
+            },
+        )
+
+    def _forget(self, serial: int) -> None:
+        """The next daemon need not know it any more."""
+        if estate := self._setting.estate:
+            estate.ledger.drop(("body", serial))
+            estate.unpark("body", serial)
+            estate.unpark("stdin", serial)
 
     def _group(self, wid: int, serial: int) -> Cgroup | None:
         """A cgroup to be born in, where cgroups are ours to make."""
@@ -244,13 +334,15 @@ class Mould:
         elif spec.stdin == "pipe":
             theirs[0], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
 
-    def _attach(self, body: Body, ours: dict[str, int]) -> None:
+    def _attach(
+        self, body: Body, ours: dict[str, int], ids: Mapping[str, int] | None = None
+    ) -> None:
         """Hand our ends to who reads and writes them. Where that can't be, there is to be no
         process: it becomes a stranger, which the daemon reaps. Raises OSError."""
         process, setting = body.process, self._setting
         try:
             for name, sink in self._sinks.items():
-                if isinstance(sink, Direct):
+                if isinstance(sink, Direct) or name not in ours:
                     continue
                 stream = setting.pump.add(
                     ours[name],
@@ -260,18 +352,30 @@ class Mould:
                     name=name,
                     tail=TAIL,
                     on_eof=partial(self._on_eof, body, name),
+                    id=(ids or {}).get(name),
                 )
                 del ours[name]
                 body.streams.append(stream)
                 self._setting.taps.enter(stream, self._spec.name, body.wid)
             if "stdin" in ours:
                 slot = f"{self._spec.name}.{body.wid}"
-                body.stdin = Input(setting.loop, ours["stdin"], slot, terminal=self._spec.pty)
+                body.stdin = Input(
+                    setting.loop,
+                    ours["stdin"],
+                    slot,
+                    terminal=self._spec.pty,
+                    on_close=partial(self._input_closed, body),
+                )
                 del ours["stdin"]
         except OSError:
             setting.os.signal(process, signal.SIGKILL)
             setting.os.close(process)
             raise
+
+    def _input_closed(self, body: Body) -> None:
+        """The process is to see the end of its input: nobody else may hold it open."""
+        if self._setting.estate:
+            self._setting.estate.unpark("stdin", body.serial, soon=body.process.pidfd >= 0)
 
     def _on_eof(self, body: Body, name: StreamName, stream: Stream) -> None:
         """A pipe was read to its end; the end of a terminal's output is that of its input."""
@@ -381,6 +485,11 @@ class Remains:
         self._empty = asyncio.Event()
         self._empty.set()
 
+    @property
+    def bodies(self) -> list[Body]:
+        """What is being cleared away."""
+        return list(self._bodies.values())
+
     async def cleared(self) -> None:
         """Wait until nothing is left of anybody."""
         await self._empty.wait()
@@ -427,6 +536,7 @@ class Remains:
         self._bodies.pop(body.serial, None)
         if body.cgroup:
             body.cgroup.remove()
+        body.on_buried()
         if not self._bodies:
             self._empty.set()
 

@@ -8,32 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import glob
+import itertools
 import logging
 import os
 import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from sysup import config, protocol
+from sysup import __version__, config, protocol
 from sysup.board import Board
 from sysup.body import used_sockets
 from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
+from sysup.estate import Estate
 from sysup.log import Log
 from sysup.machine import Want
 from sysup.process import OS, Cgroups, become_subreaper, identity, raise_nofile
 from sysup.protocol import MessageError, SysupError
+from sysup.restore import end_left_behind, restore_watchers
 from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.sockets import Sockets
 from sysup.stats import Stats
 from sysup.streams import Pump
 from sysup.turns import Superseded
+from sysup.upgrade import program, self_test
+from sysup.upgrade import replace as replace_program
 from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup")
@@ -48,6 +54,13 @@ PATIENT = 1.0
 both to the process and to its group."""
 FLUSH = 2.0
 """Seconds that the pump has for its last bytes."""
+CONFIG = ("config",)
+"""In the ledger: what the config was read from."""
+NOFILE = ("nofile",)
+"""In the ledger: the limits of descriptors that children get."""
+LOCK = "lock"
+REPLY_WITHIN = 0.05
+"""Seconds until the program is replaced, for the reply to who asked for it."""
 LAST_LOOK = 0.01
 """Seconds between two looks whether killed processes are gone."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -68,21 +81,36 @@ LEVELS = {
 
 
 class Files:
-    """The file system as the config parser sees it."""
+    """The file system as the config parser sees it, and what it saw of it.
+
+    Args:
+        seen: what another had seen; nothing but that is read then.
+    """
+
+    def __init__(self, seen: Mapping[str, Any] | None = None) -> None:
+        self.is_live = seen is None
+        self.seen: dict[str, dict[str, Any]] = {"texts": {}, "globs": {}}
+        self.seen.update(seen or {})
 
     def read(self, path: str) -> str:
         """A file's text. Raises OSError."""
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        if self.is_live:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                self.seen["texts"][path] = file.read()
+        if path not in self.seen["texts"]:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return str(self.seen["texts"][path])
 
     def glob(self, pattern: str) -> list[str]:
         """The paths that match, sorted."""
-        return sorted(glob.glob(pattern))
+        if self.is_live:
+            self.seen["globs"][pattern] = sorted(glob.glob(pattern))
+        return list(self.seen["globs"].get(pattern, ()))
 
 
-def load(path: str) -> Config:
+def load(path: str, files: Files | None = None) -> Config:
     """Read the config of an app; raises ConfigError with all that is wrong."""
-    return config.parse(os.path.abspath(path), source=Files(), environ=os.environ)
+    return config.parse(os.path.abspath(path), source=files or Files(), environ=os.environ)
 
 
 def wall() -> float:
@@ -97,10 +125,20 @@ class Daemon:
         loaded: its config.
         loop: a running loop.
         own_log: the daemon's log.
+        files: what the config was read from, for the next daemon.
+        fds: what came from the daemon before, by name.
     """
 
-    def __init__(self, loaded: Config, loop: asyncio.AbstractEventLoop, own_log: Log) -> None:
+    def __init__(
+        self,
+        loaded: Config,
+        loop: asyncio.AbstractEventLoop,
+        own_log: Log,
+        files: Files | None = None,
+        fds: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self.config = loaded
+        self._files = files or Files()
         self.loop = loop
         self.watchers: dict[str, Watcher] = {}
         self.exit_status = 0
@@ -111,33 +149,40 @@ class Daemon:
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
         self._handlers: dict[int, Any] = {}
+        self._due: set[int] = set()
+        """Signals that came and have not been acted on."""
         self._reloads: set[asyncio.Task[Any]] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
-        self._lock = take_lock(self._directory, loaded.app)
+        fds = fds or {}
+        self._lock = take_lock(self._directory, loaded.app, *fds.get(LOCK, ()))
+        self._estate = Estate(loop, self._directory, fds)
         self._log = own_log
         extend_import_path(loaded)
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
         self._stats = Stats()
-        self._os = OS(nofile=self._nofile)
+        self._os = OS(nofile=self._estate.ledger.table.get(NOFILE, self._nofile))
         self._pump = Pump(later=loop.call_later)
         self._control = Control(loop, self, wall)
         self._sockets = Sockets()
         self._board = Board(loop, self._os, self._pump, self._publish, random.random)
-        self._board.setting.app = loaded.app
-        self._board.setting.circus = loaded.circus
-        self._board.setting.cgroups = cgroups = Cgroups.find()
+        self._board.on_give_up = self._give_up
+        self._set()
+
+    def _set(self) -> None:
+        """Say what all processes share; connect the pump to those who subscribe to it."""
+        setting = self._board.setting
+        setting.app, setting.circus = self.config.app, self.config.circus
+        setting.estate = self._estate
+        setting.serials = itertools.count(self._estate.last_serial + 1)
+        self._pump.number_from(self._estate.last_serial + 1)
+        setting.cgroups = cgroups = Cgroups.find()
         if cgroups:
             cgroups.enter()
-        self._tap()
-        self._board.on_give_up = self._give_up
-
-    def _tap(self) -> None:
-        """Live output: from the pump to those who subscribe to it."""
-        taps, events = self._board.setting.taps, self._control.events
+        taps, events = setting.taps, self._control.events
         self._pump.on_tap = taps.take
         events.on_output_wanted = taps.want
         taps.publish = events.publish_output
@@ -151,10 +196,11 @@ class Daemon:
         self._log.pump(self._pump)
         for problem in self.config.problems:
             log.warning("%s", problem)
-        self._open_sockets(self.config.sockets.values())
-        for spec in self.config.watchers.values():
-            self._adopt(spec)
-        self._job(self._in_order(Watcher.begin_start))
+        if self._estate.inherited:
+            self._restore()
+        else:
+            self._begin()
+        self._job(self._in_order(Watcher.begin_start, lambda watcher: not watcher.touched))
         await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
         self._serve()
         self._tick()
@@ -163,12 +209,38 @@ class Daemon:
         await self._shut_down()
         return self.exit_status
 
-    async def _in_order(self, begin: Callable[[Watcher], T]) -> list[T]:
+    def _begin(self) -> None:
+        """Begin with nothing but the config."""
+        end_left_behind(self._os, self._estate.left_behind())
+        self._estate.begin()
+        self._estate.ledger.put(CONFIG, self._files.seen)
+        self._estate.ledger.put(NOFILE, self._nofile)
+        self._open_sockets(self.config.sockets.values())
+        for spec in self.config.watchers.values():
+            self._adopt(spec).save()
+        self._estate.begun()
+
+    def _restore(self) -> None:
+        """Go on where the daemon before was: its processes run on."""
+        for sock in self.config.sockets.values():
+            if found := self._estate.claim("socket", sock.name):
+                self._sockets.adopt(sock, found[1][0])
+        self._open_sockets(s for s in self.config.sockets.values() if self._lacks(s))
+        restore_watchers(self._estate, self.config, self._board, self._adopt)
+        self._estate.settle()
+        kept = len(self._board.bodies)
+        log.info(
+            "%s: taken over from the daemon before, %d processes run on", self.config.app, kept
+        )
+
+    async def _in_order(
+        self, begin: Callable[[Watcher], T], which: Callable[[Watcher], bool] = lambda _: True
+    ) -> list[T]:
         """Begin with what starts by itself: high priority first, `warmup_delay` between."""
         pause = self.config.daemon.warmup_delay
         begun: list[T] = []
         for watcher in self._by_priority():
-            if watcher.spec.autostart:
+            if watcher.spec.autostart and which(watcher):
                 if pause and begun:
                     await asyncio.sleep(pause)
                 begun.append(begin(watcher))
@@ -197,6 +269,33 @@ class Daemon:
                 self._os.signal_group(body.process.pid, signal.SIGKILL)
             except SysupError as error:
                 log.error("%s", error)
+
+    async def upgrade(self) -> Mapping[str, Any]:
+        """Become the program that is installed now, in place: processes and output run on.
+
+        Ends when all is ready for it, and the reply can be sent. Raises SysupError, with
+        nothing changed, when the new program can't go on from here.
+        """
+        async with self._loading:
+            if self._quitting:
+                raise SysupError("cannot upgrade: sysupd is ending")
+            version = await self_test(program(), self._estate.ledger.fd)
+            self.loop.call_later(REPLY_WITHIN, self._replace)
+        return {"from": __version__, "to": version}
+
+    def _replace(self) -> None:
+        """Execute the new program, from which there is no way back."""
+        if self._quitting:
+            return
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
+        if self._due & {*ENDING}:  # it came this moment: it must not be lost
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
+            return
+        log.info("%s: a new sysupd takes over", self.config.app)
+        self._control.close()
+        self._log.stop_pumping()
+        self._pump.stop(FLUSH)
+        replace_program(program(), self._estate.hand_over({LOCK: self._lock.fileno()}))
 
     async def ended(self) -> None:
         """Wait until all processes are gone."""
@@ -233,6 +332,7 @@ class Daemon:
             self._log.last_words(f"{lost} bytes of output could not be written, and are lost")
         self._control.close()
         self._sockets.close()
+        self._estate.end()
         self._lock.close()
         # From here signals have nothing to end, and nobody to tell.
         signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
@@ -262,13 +362,14 @@ class Daemon:
         burst of one signal that fills it (SIGCHLD, in one long turn) loses the next, which
         may be SIGTERM. Python's own handlers are flags: they can't be lost.
         """
-        work: dict[int, Callable[[], None]] = {
+        work: dict[int, Callable[[], object]] = {
             **dict.fromkeys(ENDING, self.quit),
             signal.SIGHUP: self._reload_on_hangup,
             signal.SIGUSR1: self._pump.reopen,
+            signal.SIGUSR2: lambda: self._job(self.upgrade()),
             signal.SIGCHLD: self._reap_soon,
         }
-        due: set[int] = set()
+        due = self._due
 
         def act(signum: int) -> None:
             due.discard(signum)
@@ -280,6 +381,7 @@ class Daemon:
                 self.loop.call_soon_threadsafe(act, signum)
 
         self._handlers = {signum: signal.signal(signum, note) for signum in work}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, work)  # the program before had blocked them
 
     def _reload_on_hangup(self) -> None:
         """Hangups while a reload waits for its turn or runs are answered by one more."""
@@ -398,6 +500,7 @@ class Daemon:
 
     def _open(self, spec: SocketSpec) -> None:
         self._sockets.open(spec)
+        self._estate.park(["socket", spec.name], [self._sockets.fds()[spec.name]])
         self._board.setting.sockets = self._sockets.fds()
 
     def _lacks(self, spec: SocketSpec) -> bool:
@@ -426,8 +529,8 @@ class Daemon:
             log.log(level, "%s", describe_event(watcher, event, payload))
         self._control.events.publish(watcher, event, payload)
 
-    def _adopt(self, spec: WatcherSpec) -> Watcher:
-        watcher = Watcher(self._board, spec)
+    def _adopt(self, spec: WatcherSpec, added: Mapping[str, Any] | None = None) -> Watcher:
+        watcher = Watcher(self._board, spec, added)
         self.watchers[spec.name.lower()] = watcher
         return watcher
 
@@ -439,7 +542,8 @@ class Daemon:
         spec = config.add(name, cmd, args, options, flapping=self.config.flapping)
         if spec.name.lower() in self.watchers:
             raise MessageError(f"program {spec.name} already exists")
-        watcher = self._adopt(spec)
+        watcher = self._adopt(spec, {"name": name, "cmd": cmd, "args": args, "options": options})
+        watcher.save()
         self._publish(spec.name, "add", {})
         return watcher
 
@@ -480,7 +584,8 @@ class Daemon:
             if self._quitting:
                 raise SysupError("cannot reload the config: sysupd is ending")
             try:
-                new = load(self.config.path)
+                files = Files()
+                new = load(self.config.path, files)
             except ConfigError as error:
                 raise SysupError(f"cannot reload the config: {error}") from error
             changes = config.diff(self.config, new)
@@ -488,6 +593,7 @@ class Daemon:
             if "check_delay" in changes.daemon:
                 self._tick()
             await self._follow(changes, new)
+            self._estate.ledger.put(CONFIG, files.seen)
         self._tell_changes(changes)
         return {
             "added": list(changes.added),
@@ -503,12 +609,13 @@ class Daemon:
         await self._change_sockets(changes.sockets, new)
         fresh = [self._adopt(new.watchers[name]) for name in changes.added]
         for watcher in fresh:
+            watcher.save()
             self._publish(watcher.name, "add", {})
         failed, kept = [], {}
         for name, options in changes.changed.items():
             if watcher := self.watchers.get(name.lower()):
                 try:
-                    watcher.apply(new.watchers[name], {config.impact(o) for o in options})
+                    watcher.apply(new.watchers[name], {config.impact(o) for o in options}, {})
                 except SysupError as error:
                     failed.append(f"{name} keeps its options: {error}")
                     kept[name] = watcher.spec
@@ -531,11 +638,13 @@ class Daemon:
         await asyncio.gather(*(w.stop() for w in users))
         for name in gone:
             self._sockets.close_one(name)
+            self._estate.unpark("socket", name, soon=True)
+        self._estate.clean()
         self._open_sockets(new.sockets[name] for name in (*sockets.added, *sockets.changed))
         if sockets.added:
             users += [w for w in self.watchers.values() if w.spec.use_sockets and w not in users]
         for watcher in users:
-            watcher.apply(watcher.spec, {Impact.RELOAD})
+            watcher.apply(watcher.spec, {Impact.RELOAD}, watcher.overrides)
         for watcher in were_up if not self._quitting else ():
             watcher.begin_start()
 

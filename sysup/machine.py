@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias
@@ -214,6 +214,15 @@ class History:
         self.on_trial = False
         self.waited = 0.0
 
+    def record(self) -> dict[str, Any]:
+        """All of it, as JSON can say it."""
+        return {**vars(self), "deaths": list(self.deaths)}
+
+    @classmethod
+    def restored(cls, record: Mapping[str, Any]) -> History:
+        """From a `record`."""
+        return cls(deque(record["deaths"]), record["tries"], record["on_trial"], record["waited"])
+
     def is_crash_loop(self, spec: WatcherSpec, now: float, uptime: float) -> bool:
         """Note a death and say whether it makes a crash loop.
 
@@ -228,6 +237,8 @@ class History:
         self.on_trial = False
         return flapping.active and (on_trial or len(self.deaths) >= flapping.attempts)
 
+
+UNRECORDED = frozenset({"spec", "rand", "history"})
 
 Rule: TypeAlias = Callable[["Lifecycle", Any, float], tuple[State, list[Action]]]
 
@@ -291,6 +302,28 @@ class Lifecycle:
 
     def __repr__(self) -> str:
         return f"<{self.state} want={self.want} serial={self.serial} alive={self.alive}>"
+
+    def record(self) -> dict[str, Any]:
+        """All that is known of the slot, but for its spec, as JSON can say it."""
+        facts = {name: getattr(self, name) for name in self.__slots__ if name not in UNRECORDED}
+        return {**facts, "expected": sorted(self.expected), "history": self.history.record()}
+
+    @classmethod
+    def restored(
+        cls,
+        spec: WatcherSpec,
+        rand: Callable[[], float],
+        record: Mapping[str, Any],
+        history: History | None = None,
+    ) -> Lifecycle:
+        """From a `record`; stamps of monotonic time hold until the machine is booted anew."""
+        life = cls(spec, 0.0, rand, history or History.restored(record["history"]))
+        for name in cls.__slots__:
+            if name in record and name != "history":
+                setattr(life, name, record[name])
+        life.state, life.want = State(life.state), Want(life.want)
+        life.expected = frozenset(life.expected)
+        return life
 
     def handle(self, event: Event, now: float) -> list[Action]:
         """Take one event; return what is to be done, in order."""
@@ -417,7 +450,8 @@ class Lifecycle:
         actions: list[Action] = [Publish("done", self._facts())]
         if restarts(self.spec, event.status):
             expected = self.expected if now <= self.expected_until else frozenset()
-            if is_commanded(event.status, expected):
+            stable = now - self.started >= self.spec.flapping.window
+            if is_commanded(event.status, expected) or (event.status is None and stable):
                 state, actions = self._spawn(event, now)
             else:
                 state, actions = self._after_death(now, now - self.started)

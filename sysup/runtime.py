@@ -62,12 +62,15 @@ def socket_access() -> tuple[int, int]:
     return -1, 0o600
 
 
-def take_lock(directory: str, app: str) -> Any:
+def take_lock(directory: str, app: str, held: int = -1) -> Any:
     """Hold the app's lock as long as the daemon lives, so there is never a second one.
+
+    `held`: its descriptor, where it is ours already.
 
     Raises SysupError naming the daemon that holds it.
     """
-    file = open(os.path.join(directory, "lock"), "a+", encoding="ascii")  # noqa: SIM115
+    path = os.path.join(directory, "lock") if held < 0 else held
+    file = open(path, "a+", encoding="ascii")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

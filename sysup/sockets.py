@@ -7,6 +7,7 @@ problem of the watchers that use it, not of the app.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -37,11 +38,17 @@ class Sockets:
             self.problems[spec.name] = problem
             raise SysupError(problem) from None
 
+    def adopt(self, spec: SocketSpec, fd: int) -> None:
+        """Take over one that another daemon bound, as its descriptor says."""
+        self._bound[spec.name] = (spec, socket.socket(fileno=fd))
+
     def close_one(self, name: str) -> None:
         """Close a socket and remove its path; unknown names are ignored."""
         self.problems.pop(name, None)
         spec, sock = self._bound.pop(name, (None, None))
         if sock is not None and spec is not None:
+            with contextlib.suppress(OSError):  # frees the address, whoever else has it open
+                sock.shutdown(socket.SHUT_RDWR)
             sock.close()
             if spec.path:
                 unlink_socket(spec.path)

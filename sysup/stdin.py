@@ -10,7 +10,7 @@ import os
 import select
 import termios
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from sysup.protocol import SysupError
@@ -52,12 +52,20 @@ class Input:
             OSError it stays the caller's).
         name: of the process, for messages.
         terminal: whether it is one. Whoever reads its output calls `close` at its end.
+        on_close: called when the descriptor was closed.
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, fd: int, name: str, *, terminal: bool = False
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int,
+        name: str,
+        *,
+        terminal: bool = False,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop, self._fd, self._name, self._terminal = loop, fd, name, terminal
+        self._on_close = on_close
         self._queue = bytearray()
         self._queued = self._written = 0
         self._texts: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -148,6 +156,7 @@ class Input:
             self._loop.remove_writer(self._fd)
             os.close(self._fd)
             self._fd = -1
+            self._on_close()
 
     def _hung_up(self) -> bool:
         """Whether nobody has the other end open."""

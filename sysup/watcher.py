@@ -10,17 +10,19 @@ the watcher has come to rest; a stop pre-empts whatever else is going on. The *r
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from sysup import config
 from sysup.board import Board
-from sysup.body import Body, Death, Mould
+from sysup.body import Body, Death, Inherited, Mould
 from sysup.config import Impact, WatcherSpec
 from sysup.machine import (
     Abandon,
@@ -57,11 +59,16 @@ from sysup.plan import (
     plan,
     public_state,
 )
+from sysup.process import Unreaped
 from sysup.protocol import SysupError
 from sysup.stdin import Input
 from sysup.streams import Losses
 from sysup.turns import Condition, Superseded, Turns
 
+log = logging.getLogger("sysup.watcher")
+
+REAPED_WITHIN = 0.005
+"""Seconds until a parent that is not us is asked again whether it has reaped the process."""
 REPORT_WITHIN = 0.25
 """Seconds that a death report waits at most for the last output of the dead."""
 
@@ -80,9 +87,17 @@ class Place(Slot):
 class Watcher:
     """One watcher of the app: its options and its slots."""
 
-    def __init__(self, board: Board, spec: WatcherSpec) -> None:
+    def __init__(
+        self, board: Board, spec: WatcherSpec, added: Mapping[str, Any] | None = None
+    ) -> None:
         self.board = board
         self.spec = spec
+        self.added = added
+        """What it was added with at run time; None: it stands in the config."""
+        self.overrides: Mapping[str, Any] = {}
+        """Options that were set at run time."""
+        self.touched = False
+        """Whether it was told to start or to stop; else it is yet to start by itself."""
         self.places: dict[int, Place] = {}
         self.want = Want.DOWN
         self._generation = 1
@@ -162,6 +177,7 @@ class Watcher:
     def begin_start(self) -> None:
         """The part of `start` that needs no waiting."""
         self.want = Want.UP
+        self.touched = True
         self._history.forget()
         for place in list(self.places.values()):
             if place.life.state is not State.STOPPED:
@@ -183,6 +199,7 @@ class Watcher:
     def _supersede(self) -> None:
         """Want nothing any more; commands that want something end."""
         self.want = Want.DOWN
+        self.touched = True
         self._turns.supersede(f"{self.name} was told to stop", self._is_down)
 
     async def reload(self, *, sequential: bool = False) -> dict[str, Any]:
@@ -214,6 +231,7 @@ class Watcher:
             if self.spec.singleton:
                 number = min(number, 1)
             self._replace_spec(config.with_option(self.spec, "numprocesses", number))
+            self.overrides = {**self.overrides, "numprocesses": number}
             self.board.wake(self)
             await self._rest_if_up(self._is_up)
             return self.spec.numprocesses
@@ -228,7 +246,7 @@ class Watcher:
         async with self._turns.mine():
             spec = config.with_options(self.spec, options)
             impacts = {key: config.impact(key) for key in options}
-            self.apply(spec, set(impacts.values()))
+            self.apply(spec, set(impacts.values()), {**self.overrides, **options})
             for _ in options:
                 self._publish("updated")
             if Impact.RELOAD in impacts.values():
@@ -238,8 +256,12 @@ class Watcher:
                 await self._rest_if_up(self._is_up)
         return {key: str(impact) for key, impact in impacts.items()}
 
-    def apply(self, spec: WatcherSpec, impacts: Collection[Impact]) -> None:
+    def apply(
+        self, spec: WatcherSpec, impacts: Collection[Impact], overrides: Mapping[str, Any]
+    ) -> None:
         """Take new options over; the processes follow as each change needs.
+
+        `overrides` are those of them that don't stand in the config.
 
         Raises SysupError, and then the options stay, when a process can't be given a limit.
         """
@@ -248,6 +270,7 @@ class Watcher:
         if Impact.RELOAD in impacts:
             self._next_generation(sequential=False)
         self._replace_spec(spec)
+        self.overrides = overrides
         if Impact.LIMITS in impacts:
             self._break_moulds()
         self.board.wake(self)
@@ -329,6 +352,8 @@ class Watcher:
         self._break_moulds()
         if self.board.setting.cgroups:
             self.board.setting.cgroups.forget(self.name)
+        if self.board.setting.estate:
+            self.board.setting.estate.ledger.drop(("watcher", self.name))
         for handle in (self._again, *(p.timer for p in self.places.values())):
             if handle is not None:
                 handle.cancel()
@@ -339,9 +364,11 @@ class Watcher:
             self.board.loop.remove_reader(body.process.pidfd)
             self.board.os.close(body.process)
             self.board.bodies.pop(body.process.pid, None)
+            body.on_buried()
         for place in self.places.values():
             if place.timer is not None:
                 place.timer.cancel()
+            self._drop(place)
         self.places.clear()
         self._supersede()
         self._turns.answer()
@@ -401,6 +428,7 @@ class Watcher:
 
     def _forget(self, wid: int) -> None:
         place = self.places.pop(wid)
+        self._drop(place)
         if place.timer is not None:
             place.timer.cancel()
         if place.generation != self._generation:
@@ -410,18 +438,21 @@ class Watcher:
         """Feed a machine, do what it asks, and set its timer."""
         if self.places.get(place.wid) is not place:
             return  # forgotten, and this is about an earlier process of it
-        loop = self.board.loop
         before = place.life.state
-        for action in place.life.handle(event, loop.time()):
+        for action in place.life.handle(event, self.board.loop.time()):
             self._perform(place, action)
+        self._set_timer(place)
+        self._save_place(place)
+        if place.life.state is not before or not place.life.alive:
+            self.board.wake(self)
+
+    def _set_timer(self, place: Place) -> None:
         if place.timer is not None:
             place.timer.cancel()
             place.timer = None
         deadline = place.life.deadline
         if deadline is not None:
-            place.timer = loop.call_at(deadline, self._handle, place, Timeout())
-        if place.life.state is not before or not place.life.alive:
-            self.board.wake(self)
+            place.timer = self.board.loop.call_at(deadline, self._handle, place, Timeout())
 
     def _perform(self, place: Place, action: Action) -> None:
         match action:
@@ -437,7 +468,7 @@ class Watcher:
                 self.board.remains.clear(
                     body,
                     scope,
-                    lambda serial: self._handle(place, Released(serial)),
+                    partial(self._on_released, place),
                     awaited=place.life.state is State.STOPPING,
                 )
             case Abandon() if place.body is not None:
@@ -453,30 +484,39 @@ class Watcher:
     def _spawn(self, place: Place) -> None:
         board = self.board
         try:
-            body = self._mould(place.generation).make(place.wid)
+            body = self._mould(place.generation).make(place.wid, place.generation)
         except SysupError as error:
             place.body = None
             self._handle(place, SpawnFailed(str(error)))
             return
-        place.body = body
         place.life.spec = self.spec
         place.luck = board.rand()
-        board.bodies[body.process.pid] = body
-        board.loop.add_reader(body.process.pidfd, self._on_exit, place, body)
+        self._watch(place, body)
         self._publish("spawn", process_pid=body.process.pid, wid=place.wid)
         self._handle(place, Spawned(body.serial))
 
+    def _watch(self, place: Place, body: Body) -> None:
+        """Have `_on_exit` called when the process ends."""
+        place.body = body
+        self.board.bodies[body.process.pid] = body
+        self.board.loop.add_reader(body.process.pidfd, self._on_exit, place, body)
+
     def _on_exit(self, place: Place, body: Body) -> None:
         """The pidfd is readable: the process has ended, once and for all."""
-        status = self.board.os.wait(body.process)
+        board = self.board
+        board.loop.remove_reader(body.process.pidfd)
+        try:
+            status = board.os.wait(body.process)
+        except Unreaped:
+            board.loop.call_later(REAPED_WITHIN, self._on_exit, place, body)
+            return
+        board.os.close(body.process)
         if body.stdin:
             body.stdin.close()
-        self.board.loop.remove_reader(body.process.pidfd)
-        self.board.os.close(body.process)
-        self.board.bodies.pop(body.process.pid, None)
+        board.bodies.pop(body.process.pid, None)
         self._publish("reap", process_pid=body.process.pid, wid=place.wid, exit_code=status)
         body.on_output.append(lambda output: setattr(place, "output", output))
-        body.death = Death(status, describe_exit(status), self.board.loop.time())
+        body.death = Death(status, describe_exit(status), board.loop.time())
         self.dead[place.wid] = body
         self._handle(place, Exited(body.serial, status))
 
@@ -560,6 +600,113 @@ class Watcher:
     def _together(self) -> bool:
         """Whether all slots count their deaths together, and wait together."""
         return self.spec.flapping.scope == "watcher"
+
+    # ---- over the end of the daemon ------------------------------------------------------
+
+    def save(self) -> None:
+        """Have the next daemon know what is wanted."""
+        if estate := self.board.setting.estate:
+            estate.ledger.put(
+                ("watcher", self.name),
+                {
+                    "want": self.want,
+                    "touched": self.touched,
+                    "generation": self._generation,
+                    "rollout": [self._rollout.surge, self._rollout.max_unavailable],
+                    "launched": self._launched,
+                    "published": self._published,
+                    "history": self._history.record(),
+                    "added": self.added,
+                    "overrides": self.overrides,
+                },
+            )
+
+    def _save_place(self, place: Place) -> None:
+        estate = self.board.setting.estate
+        if estate and self.places.get(place.wid) is place:
+            life = place.life.record()
+            record = {"generation": place.generation, "luck": place.luck, "life": life}
+            estate.ledger.put(("place", self.name, place.wid), record)
+
+    def _drop(self, place: Place) -> None:
+        if estate := self.board.setting.estate:
+            estate.ledger.drop(("place", self.name, place.wid))
+
+    def restore(
+        self,
+        record: Mapping[str, Any],
+        places: Iterable[tuple[int, Mapping[str, Any]]],
+        bodies: Iterable[Inherited],
+    ) -> None:
+        """Go on where another daemon ended, by what it saved.
+
+        The processes run on. What has happened to them meanwhile is taken for happening now.
+        """
+        self.overrides = record["overrides"]
+        self.want, self.touched = Want(record["want"]), record["touched"]
+        self._generation = record["generation"]
+        self._rollout = Rollout(*record["rollout"])
+        self._launched, self._published = record["launched"], record["published"]
+        self._history = History.restored(record["history"])
+        self._specs = {self._generation: self.spec}
+        for wid, saved in places:
+            self._restore_place(wid, saved)
+        # Of a slot the newest is its process; what comes after that is dead.
+        for inherited in sorted(bodies, key=lambda body: -body.serial):
+            try:
+                self._restore_body(inherited)
+            except SysupError as error:
+                log.error("cannot go on with process %d: %s", inherited.record["pid"], error)
+        for place in list(self.places.values()):
+            self._set_timer(place)
+            if place.body is None and place.life.alive:  # it ended, and its descriptors are lost
+                self._handle(place, Exited(place.life.serial, None))
+            elif place.body is None and not place.life.released:
+                self._handle(place, Released(place.life.serial))
+        self.board.wake(self)
+
+    def _restore_place(self, wid: int, saved: Mapping[str, Any]) -> Place:
+        history = self._history if self._together else None
+        life = Lifecycle.restored(self.spec, self.board.rand, saved["life"], history)
+        generation = saved["generation"]
+        self._specs.setdefault(generation, self.spec)
+        place = Place(wid, generation, life, luck=saved["luck"])
+        self.places[wid] = place
+        return place
+
+    def _restore_body(self, inherited: Inherited) -> None:
+        board, serial = self.board, inherited.serial
+        wid, generation = inherited.record["wid"], inherited.record["generation"]
+        self._specs.setdefault(generation, self.spec)
+        try:
+            mould = self._mould(generation)
+        except SysupError:
+            inherited.give_up(board.os)
+            raise
+        body = mould.adopt(inherited)
+        place = self.places.get(wid)
+        if place is None or place.life.serial < serial:  # it was born, and then the end came
+            life = place.life if place else Lifecycle(self.spec, board.loop.time(), board.rand)
+            place = Place(wid, generation, life)
+            self.places[wid] = place
+            life.want, life.state = Want.UP, State.STARTING
+            self._watch(place, body)
+            self._handle(place, Spawned(serial))
+        elif place.life.serial == serial and place.life.alive:
+            self._watch(place, body)
+        else:
+            board.os.close(body.process)
+            if place.life.serial == serial:
+                place.body = body
+            board.remains.clear(
+                body,
+                place.life.spec.stop_scope,
+                partial(self._on_released, place),
+                awaited=place.life.state is State.STOPPING,
+            )
+
+    def _on_released(self, place: Place, serial: int) -> None:
+        self._handle(place, Released(serial))
 
     # ---- at rest -------------------------------------------------------------------------
 

@@ -92,6 +92,9 @@ class FakePump(Pump):
         self.sinks: list[FakeSink] = []
         self.full: OSError | None = None
 
+    def number_from(self, id: int) -> None:
+        self.first_id = id
+
     def fileno(self) -> int:
         return self.event
 
@@ -124,12 +127,14 @@ class FakePump(Pump):
         name: str = "stdout",
         tail: int = 0,
         on_eof: OnEof | None = None,
+        id: int | None = None,
     ) -> FakeStream:
         if self.full:
             error, self.full = self.full, None
             raise error
         os.close(fd)
         stream = FakeStream(pid, name, on_eof)
+        stream.id = len(self.streams) if id is None else id
         self.streams.setdefault(pid, []).append(stream)
         return stream
 

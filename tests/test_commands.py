@@ -35,7 +35,7 @@ ROLES = {
         *("start", "stop", "restart", "reload", "incr", "decr", "signal", "kill"),
         *("tail", "logs", "send"),
     },
-    ADMIN: {"set", "add", "rm", "reloadconfig", "quit", "ipython"},
+    ADMIN: {"set", "add", "rm", "reloadconfig", "upgrade", "quit", "ipython"},
 }
 
 
@@ -70,6 +70,12 @@ class FakeApp:
 
     def reload_config(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
         return self._reload()
+
+    async def _upgrade(self) -> Mapping[str, Any]:
+        return {"from": "1", "to": "2"}
+
+    def upgrade(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
+        return self._upgrade()
 
     def quit(self) -> None:
         self.asked.append("quit")
@@ -513,6 +519,7 @@ def test_add_and_remove(app: FakeApp) -> None:
 
 def test_the_daemon(app: FakeApp) -> None:
     assert app.ask("reloadconfig") == {"added": ["x"]}
+    assert app.ask("upgrade") == {"from": "1", "to": "2"}
     result = run(app, Request("quit", {}), ADMIN)
     assert app.asked == ["quit"], "at once, though nobody waits"
     assert isinstance(result, Later)

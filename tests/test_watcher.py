@@ -254,7 +254,7 @@ def test_reload_by_signal(world: World) -> None:
 def test_a_reload_that_fails_keeps_the_old_which_keep_their_options(world: World) -> None:
     watcher = up(world, numprocesses=2)
     world.os.fails["new"] = "cannot execute new: gone"
-    watcher.apply(replace(watcher.spec, cmd="new"), {Impact.LIVE})
+    watcher.apply(replace(watcher.spec, cmd="new"), {Impact.LIVE}, {})
     with pytest.raises(SysupError, match="cannot execute new: gone"):
         world.run(watcher.reload())
     assert pids(watcher) == [101, 102]
@@ -574,7 +574,7 @@ def test_together_a_stop_and_a_start_forget_the_crash_loop(world: World) -> None
 def test_together_a_new_generation_that_fails_leaves_the_old_running(world: World) -> None:
     watcher = up(world, numprocesses=2, flapping=FlappingSpec(scope="watcher"))
     world.os.fails["new"] = "cannot execute new"
-    watcher.apply(replace(watcher.spec, cmd="new"), {Impact.LIVE})
+    watcher.apply(replace(watcher.spec, cmd="new"), {Impact.LIVE}, {})
     with pytest.raises(SysupError, match="the old processes run on"):
         world.run(watcher.reload())
     world.loop.advance(3.0)

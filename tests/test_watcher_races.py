@@ -54,7 +54,7 @@ def test_a_shorter_warmup_holds_at_once(world: World) -> None:
     watcher = world.watcher(numprocesses=3, warmup_delay=3600.0)
     start = world.begin(watcher.start())
     assert len(pids(watcher)) == 1
-    watcher.apply(replace(watcher.spec, warmup_delay=0.0), {Impact.LIVE})
+    watcher.apply(replace(watcher.spec, warmup_delay=0.0), {Impact.LIVE}, {})
     world.loop.settle()
     assert len(pids(watcher)) == 3
     assert start.done()

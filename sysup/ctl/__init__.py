@@ -497,6 +497,13 @@ def reloadconfig(wait: bool) -> None:
     session().show(reply, render.changes(reply))
 
 
+@cli.command()
+def upgrade() -> None:
+    """Have the daemon become the sysupd that is installed now; all processes run on."""
+    reply = session().call("upgrade", waiting=True)
+    session().show(reply, f"sysupd {reply['from']} is replaced by {reply['to']}")
+
+
 @cli.command("quit")
 @wait_option
 def quit_(wait: bool) -> None:

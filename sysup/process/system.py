@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import select
 import signal
 import struct
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -17,10 +19,21 @@ from sysup.protocol import SysupError
 
 MARKER = "SYSUP_PROCESS"
 """The variable in a process's environment by which its descendants are known."""
+PIDFD_INFO = struct.Struct("=Q52xi8x")
+"""struct pidfd_info (linux/pidfd.h): mask, and the wait status at the end of version 1."""
+PIDFD_GET_INFO = 0xC048FF0B
+"""_IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info)"""
+PIDFD_INFO_EXIT = 1 << 3
+PATIENCE = 1.0
+"""Seconds that a parent may take to reap a child of which we want to know how it ended."""
 LAST_KILLS = 20
 """How often the last strangers are killed before the daemon ends without them."""
 LAST_WAIT = 50
 """Milliseconds to wait for each."""
+
+
+class Unreaped(Exception):
+    """A process has ended, but its parent, another process, has not taken notice yet."""
 
 
 class OS:
@@ -37,6 +50,8 @@ class OS:
             soft, hard = nofile
             self._nofile = (None if soft == infinite else soft, None if hard == infinite else hard)
         self._room = 1024
+        self._unreaped: dict[int, float] = {}
+        """By pid, when that was first found to be so."""
 
     # -- one process --
 
@@ -47,15 +62,58 @@ class OS:
     def wait(self, process: Process) -> int | None:
         """Its exit code, or a signal as a negative number, once it has ended; reaps it.
 
-        None: it still runs, or nobody can tell (it is not our child; it was reaped before).
+        What another daemon started has another parent, who reaps it; then the kernel is asked
+        (PIDFD_GET_INFO with PIDFD_INFO_EXIT, Linux 6.15).
+
+        None: it still runs, or nobody can tell. Raises Unreaped when its parent has yet to
+        reap it; whose parent does not within a second is one of whom nobody can tell.
         """
         try:
             ended = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED | os.WNOHANG)
         except ChildProcessError:
-            return None
+            return self._ask_kernel(process)
         if ended is None:
             return None
         return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+
+    def _ask_kernel(self, process: Process) -> int | None:
+        is_reaped = not is_zombie(process.pid)  # if so before the question, no answer is final
+        info = bytearray(PIDFD_INFO.size)
+        PIDFD_INFO.pack_into(info, 0, PIDFD_INFO_EXIT, 0)
+        try:
+            fcntl.ioctl(process.pidfd, PIDFD_GET_INFO, info)
+            mask, status = PIDFD_INFO.unpack(info)
+            if mask & PIDFD_INFO_EXIT:
+                self._unreaped.pop(process.pid, None)
+                return os.waitstatus_to_exitcode(status)
+        except ProcessLookupError:  # a zombie (or, before 6.15, one that was reaped)
+            pass
+        except OSError:  # before 6.13
+            return None
+        since = self._unreaped.setdefault(process.pid, time.monotonic())
+        if time.monotonic() - since > PATIENCE or is_reaped:
+            del self._unreaped[process.pid]
+            return None
+        raise Unreaped
+
+    def adopt(self, pid: int, start: int) -> Process | None:
+        """Hold a process that another daemon started; None when it has ended.
+
+        `start` is its `start_time`, by which it is known that the pid is not another's.
+        """
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            return None
+        if self.start_time(pid) != start:
+            os.close(pidfd)
+            return None
+        return Process(pid, pidfd)
+
+    def start_time(self, pid: int) -> int:
+        """When a process was started, in clock ticks since the boot (proc(5)); 0: it is gone."""
+        fields = stat_fields(pid)
+        return int(fields[19]) if fields else 0
 
     def close(self, process: Process) -> None:
         """Let go of it. From then on signals to it find it gone."""
@@ -256,6 +314,20 @@ class OS:
 
 ENTRY = struct.Struct("@iiiiQc0Q")
 """struct proc_entry: unpacking all at once is ten times faster than cffi's attributes."""
+
+
+def stat_fields(pid: int) -> list[bytes]:
+    """Of /proc/PID/stat from the state on (proc(5)); empty when it is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except OSError:
+        return []
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether it has ended and is not reaped."""
+    return stat_fields(pid)[:1] in ([b"Z"], [b"X"])
 
 
 def _send(pid: int, signum: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from sysup._native import ffi, lib
@@ -322,6 +323,10 @@ class Pump:
         self._tapped: Any = None
         self._events = ffi.new("struct pump_event[]", EVENTS)
 
+    def number_from(self, id: int) -> None:
+        """Give streams no number below this: they are those of a daemon before."""
+        self.places.ids = count(id)
+
     def fileno(self) -> int:
         """A descriptor that is readable while `dispatch` has something to do."""
         return lib.pump_eventfd(self.native)
@@ -350,6 +355,7 @@ class Pump:
         name: str = "stdout",
         tail: int = 0,
         on_eof: OnEof | None = None,
+        id: int | None = None,
     ) -> Stream:
         """Read `fd`, the pipe of a process, into `sink` until its end.
 
@@ -360,12 +366,15 @@ class Pump:
             name: "stdout" or "stderr".
             tail: bytes of the newest output to remember, at most.
             on_eof: called once all that was written is where it belongs.
+            id: the stream's number, if it had one in a daemon before.
 
         Raises OSError; ValueError for a sink that was closed.
         """
         if sink._closed:
             raise ValueError(f"cannot add a stream to {sink.name}: it is closed")
-        stream = Stream(next(self.places.ids), pid, wid, name, sink, tail, on_eof)
+        stream = Stream(
+            next(self.places.ids) if id is None else id, pid, wid, name, sink, tail, on_eof
+        )
         sink._add(stream, fd)
         self._streams[stream.id] = stream
         return stream

@@ -7,6 +7,7 @@ import os
 import resource
 import select
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -16,7 +17,8 @@ import pytest
 
 from sysup import process
 from sysup._native import lib
-from sysup.process import MARKER, OS, Process
+from sysup.process import MARKER, OS, Process, Unreaped
+from sysup.process.system import is_zombie
 from sysup.protocol import SysupError
 from tests.process.real import (
     WITHIN,
@@ -53,12 +55,44 @@ def test_one_that_has_gone_is_no_error(system: OS) -> None:
     system.close(child)
 
 
+def kernel_tells() -> bool:
+    """Whether it knows how a process ended that was reaped (PIDFD_INFO_EXIT, Linux 6.15)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor)) >= (6, 15)
+
+
+@pytest.mark.parametrize(("end", "status"), [("exit 7", 7), ("kill -9 $$", -9)])
+def test_the_end_of_another_ones_child(system: OS, end: str, status: int) -> None:
+    script = f"sh -c 'echo $$; read x; {end}'; read x"
+    with subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        adopted = system.adopt(pid, system.start_time(pid))
+        assert adopted
+        assert system.adopt(pid, system.start_time(pid) + 1) is None, "another of that number"
+        parent.send_signal(signal.SIGSTOP)
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        eventually(lambda: is_zombie(pid))
+        if kernel_tells():
+            with pytest.raises(Unreaped):
+                system.wait(adopted)
+        parent.send_signal(signal.SIGCONT)
+        eventually(lambda: not is_zombie(pid))
+        assert system.wait(adopted) == (status if kernel_tells() else None)
+        assert system.adopt(pid, 1) is None
+        system.close(adopted)
+
+
 def test_reaped_but_not_closed(system: OS) -> None:
     child = system.launcher(launch("true")).spawn()
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
     assert not system.signal(child, signal.SIGTERM)
     assert not system.set_limit(child, "core", 0, 0)
-    assert system.wait(child) is None
+    assert system.wait(child) == (0 if kernel_tells() else None)
     system.close(child)
 
 

@@ -1,0 +1,275 @@
+"""What this daemon leaves to the one after it.
+
+A daemon may be killed at any moment, or replace itself by a newer program (execve(2)); the
+next one goes on with its processes. For that it needs to know what is (the ledger), and to have
+the descriptors: pidfds, pipes, listening sockets (the lot). Both are kept up to date at each
+change, so nothing has to be done at the end, which may come unannounced.
+
+Whether the next one gets them depends on who starts it:
+
+- under systemd they lie in the descriptor store of the service, and come back by LISTEN_FDS;
+- a program that replaced itself inherits them, and HANDED_OVER in its environment names them;
+- in the foreground nobody keeps descriptors after a kill. There the ledger is a file in the
+  app's runtime directory, by which the next daemon finds the processes and ends them, as it
+  can't read what they write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from sysup.ledger import Key, Ledger
+from sysup.lot import Lot, Parcel
+from sysup.protocol import SysupError
+
+log = logging.getLogger("sysup.estate")
+
+HANDED_OVER = "SYSUP_HANDED_OVER"
+"""The variable that names what a program gets from the one that it replaces: `state:5,...`."""
+STATE = "state"
+ARENA = "arena"
+LOT = "lot"
+BEGUN = ("begun",)
+"""Is in the ledger once all watchers are."""
+FILE = "state"
+"""The ledger's name in the runtime directory."""
+STALE = 256
+"""Parcels of the past that the lot may hold beside those of the present."""
+
+
+class Store(Protocol):
+    """Who keeps descriptors for the next daemon: systemd."""
+
+    def store(self, name: str, *fds: int) -> None:
+        """Keep them by this name. Raises SysupError."""
+
+    def forget(self, name: str) -> None:
+        """Keep what has this name no more."""
+
+
+class Estate:
+    """The ledger and the lot.
+
+    Args:
+        loop: the daemon's loop.
+        directory: the app's runtime directory.
+        fds: what came from the daemon before, by name.
+        store: who keeps descriptors; None in the foreground.
+
+    Attributes:
+        inherited: whether there are processes of a daemon before, with their descriptors.
+
+    Raises SysupError when the state can't be opened, or is of another version.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        directory: str,
+        fds: Mapping[str, Sequence[int]],
+        store: Store | None = None,
+    ) -> None:
+        self._loop = loop
+        self._store = store
+        self._directory = directory
+        self._living: set[Any] = set()
+        self._parked = 0
+        self._repark: asyncio.Handle | None = None
+        self._number = 0
+        self._parcels: dict[tuple[str, str | int], tuple[list[str], list[int]]] = {}
+        self.ledger = Ledger(fds[STATE][0] if STATE in fds else self._new_state())
+        self.arena = fds[ARENA][0] if ARENA in fds else os.memfd_create("sysup-arena")
+        self._lot = self._take_lot(fds)
+        self.inherited = self._lot is not None and BEGUN in self.ledger.table
+        if self._store and STATE not in fds:
+            self._store.store(STATE, self.ledger.fd)
+        if self._store and ARENA not in fds:
+            self._store.store(ARENA, self.arena)
+
+    # ---- what is -------------------------------------------------------------------------
+
+    def left_behind(self) -> list[Mapping[str, Any]]:
+        """The processes that a daemon in the foreground left when it was killed."""
+        return [] if self.inherited else [body for _, body in self.ledger.find("body")]
+
+    def begin(self) -> None:
+        """Begin anew, with nothing inherited."""
+        self.ledger.clear()
+        self.settle()
+
+    def settle(self) -> None:
+        """All is taken over that is to be: close the rest, and have a lot without it."""
+        for _, fds in self._parcels.values():
+            for fd in fds:
+                os.close(fd)
+        self._parcels = {}
+        self._renew(())
+
+    def begun(self) -> None:
+        """All watchers are in the ledger: from now on a next daemon goes on with them."""
+        self.ledger.put(BEGUN, True)
+
+    def claim(self, kind: str, name: str | int) -> tuple[list[str], list[int]] | None:
+        """Take over what is parked as (kind, name, *words): the words, and the descriptors.
+
+        They stay parked. None where there are none.
+        """
+        found = self._parcels.pop((kind, name), None)
+        if found is not None:
+            self._living.add((kind, name))
+        return found
+
+    @property
+    def last_serial(self) -> int:
+        """The greatest number that a body or a stream has."""
+        bodies = list(self.ledger.find("body"))
+        streams = [id for _, body in bodies for id in body["streams"].values()]
+        return max([0, *map(int, streams), *(int(key[0]) for key, _ in bodies)])
+
+    def end(self) -> None:
+        """There is nothing left that the next daemon could go on with."""
+        self.ledger.clear()
+        if self._lot:
+            self._lot.close()
+        for name in (STATE, ARENA, *self._names(self._number)) if self._store else ():
+            self._store.forget(name)  # type: ignore[union-attr]
+        if not self._store:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self._directory, FILE))
+
+    # ---- the lot -------------------------------------------------------------------------
+
+    def park(self, what: Any, fds: Sequence[int]) -> None:
+        """Keep descriptors for the next daemon, which gets them with `what`.
+
+        `what` is told from all others by its first two items. Where they can't be kept, that
+        is logged; the process then would not outlive the daemon.
+        """
+        assert self._lot is not None
+        self._living.add(tuple(what[:2]))
+        try:
+            self._lot.park([(what, fds)])
+            self._parked += 1
+        except SysupError:  # full, perhaps of what has ended
+            self._renew([(what, fds)])
+
+    def unpark(self, kind: str, name: str | int, *, soon: bool = False) -> None:
+        """Keep those no longer; `soon` where somebody waits for the last of them to be closed."""
+        self._living.discard((kind, name))
+        if (soon or self._parked > 2 * len(self._living) + STALE) and self._repark is None:
+            self._repark = self._loop.call_soon(self._renew, ())
+
+    def clean(self) -> None:
+        """Do now what `unpark` is to do soon."""
+        if self._repark is not None:
+            self._renew(())
+
+    def keeps(self, what: Sequence[Any]) -> bool:
+        """Whether it is to be kept."""
+        return tuple(what[:2]) in self._living
+
+    def _renew(self, more: Iterable[Parcel]) -> None:
+        """Fill a new lot with what is of the present, and then give up the old one."""
+        if self._repark is not None:
+            self._repark.cancel()
+            self._repark = None
+        kept: list[tuple[Any, list[int]]] = []
+        try:
+            lot = Lot.new()
+            if self._lot is not None:
+                kept = self._lot.take()
+            living = [(what, fds) for what, fds in kept if self.keeps(what)]
+            lot.park([*living, *more])
+            self._parked = len(living)
+            before, self._number = self._number, self._number + 1
+            for name, end in zip(self._names(self._number), lot.ends, strict=True):
+                if self._store:
+                    self._store.store(name, end)
+            self.ledger.put((LOT,), self._number)
+        except SysupError as error:
+            log.error("%s: what was started just now would not outlive sysupd", error)
+            return
+        finally:
+            for _, fds in kept:
+                for fd in fds:
+                    os.close(fd)
+        if self._lot is not None:
+            self._lot.close()
+        self._lot = lot
+        for name in self._names(before) if self._store else ():
+            self._store.forget(name)  # type: ignore[union-attr]
+
+    def _take_lot(self, fds: Mapping[str, Sequence[int]]) -> Lot | None:
+        self._number = int(self.ledger.table.get((LOT,), 0))
+        names = self._names(self._number)
+        if not all(name in fds for name in names):
+            return None
+        lot = Lot.of(*(fds[name][0] for name in names))
+        self._parcels = {tuple(what[:2]): (what[2:], fds) for what, fds in lot.take()}
+        self._parked = len(self._parcels)
+        return lot
+
+    @staticmethod
+    def _names(number: int) -> tuple[str, str]:
+        return f"{LOT}-{number}-in", f"{LOT}-{number}-out"
+
+    # ---- to the next ---------------------------------------------------------------------
+
+    def hand_over(self, others: Mapping[str, int]) -> str:
+        """Let the program that replaces this one inherit all; returns HANDED_OVER's value."""
+        assert self._lot is not None
+        ends = dict(zip(self._names(self._number), self._lot.ends, strict=True))
+        fds = {STATE: self.ledger.fd, ARENA: self.arena, **ends, **others}
+        for fd in fds.values():
+            os.set_inheritable(fd, True)
+        return ",".join(f"{name}:{fd}" for name, fd in fds.items())
+
+    def take_back(self, handed: str) -> None:
+        """The program could not be replaced: nobody is to inherit anything."""
+        for fd in inherited_fds({HANDED_OVER: handed}).values():
+            os.set_inheritable(fd[0], False)
+
+    def _new_state(self) -> int:
+        if self._store:
+            return os.memfd_create("sysup-state")
+        path = os.path.join(self._directory, FILE)
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            return os.open(path, flags, 0o600)
+        except OSError as error:
+            raise SysupError(f"cannot open {path}: {error.strerror}") from None
+
+
+def inherited_fds(environ: Mapping[str, str]) -> dict[str, list[int]]:
+    """What a program got from the one that it replaced, by name; closed on exec again."""
+    fds: dict[str, list[int]] = {}
+    for item in environ.get(HANDED_OVER, "").split(","):
+        name, _, number = item.rpartition(":")
+        if name and number.isdecimal():
+            os.set_inheritable(int(number), False)
+            fds.setdefault(name, []).append(int(number))
+    return fds
+
+
+def saved(fds: Mapping[str, Sequence[int]], key: Key) -> Any:
+    """What the daemon before said of something; None where it says nothing.
+
+    Raises SysupError when its state is of another version.
+    """
+    return Ledger(fds[STATE][0]).table.get(key) if STATE in fds else None
+
+
+def saved_watchers(fds: Mapping[str, Sequence[int]]) -> dict[str, Any]:
+    """What the daemon before said of its watchers, by name. Raises SysupError as `saved`."""
+    ledger = Ledger(fds[STATE][0]) if STATE in fds else None
+    return {str(name): record for (name,), record in ledger.find("watcher")} if ledger else {}
+
+
+def surplus(fds: Mapping[str, Sequence[int]], known: Collection[str]) -> list[int]:
+    """Descriptors of names that nobody knows, such as a lot that was being replaced."""
+    return [fd for name, several in fds.items() if name not in known for fd in several]

@@ -1,0 +1,126 @@
+"""Descriptors parked where they outlive this daemon: in the queue of a socket.
+
+systemd keeps descriptors for a service, but its work for n of them grows as n * n, and it is
+PID 1. So it gets two: both ends of a pair of sockets. All others are sent into one end by
+SCM_RIGHTS (unix(7)) and lie in the queue of the other, each message with the text that says what
+they are. They are taken by *peeking*, which leaves them there: a daemon that is killed while it
+takes them harms nothing.
+
+What lies there can't be taken out singly. A descriptor that must be closed (the writing end of a
+pipe whose reader waits for the end) so needs a new lot without it.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from sysup.protocol import SysupError
+
+Parcel: TypeAlias = tuple[Any, Sequence[int]]
+"""What they are, as JSON can say it, and the descriptors."""
+
+MOST = 250
+"""Descriptors of one message; the kernel takes 253 (SCM_MAX_FD)."""
+TEXT = 1 << 16
+BUFFER = 1 << 25
+"""Bytes that the queue may hold, where we may say so; each message takes about 1 KiB."""
+
+
+class Lot:
+    """The pair: what is sent into `entrance` waits at `exit`."""
+
+    def __init__(self, entrance: socket.socket, exit: socket.socket) -> None:
+        self.entrance = entrance
+        self.exit = exit
+
+    @classmethod
+    def new(cls) -> Lot:
+        """An empty one. Raises SysupError."""
+        try:
+            entrance, exit = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise _cannot(error) from None
+        entrance.setblocking(False)
+        with contextlib.suppress(OSError):  # SO_SNDBUFFORCE: CAP_NET_ADMIN
+            entrance.setsockopt(socket.SOL_SOCKET, 32, BUFFER)
+        return cls(entrance, exit)
+
+    @classmethod
+    def of(cls, entrance: int, exit: int) -> Lot:
+        """One that is there already, by its descriptors, ours from now. Raises OSError."""
+        lot = cls(socket.socket(fileno=entrance), socket.socket(fileno=exit))
+        lot.entrance.setblocking(False)
+        return lot
+
+    def park(self, parcels: Iterable[Parcel]) -> None:
+        """Send descriptors there, those of a parcel together; they stay open here as well.
+
+        Raises SysupError when the queue is full (then it may hold a part of them).
+        """
+        batch: list[tuple[Any, int]] = []
+        fds: list[int] = []
+        for what, several in parcels:
+            text = json.dumps([*batch, (what, len(several))])
+            if batch and (len(fds) + len(several) > MOST or len(text) > TEXT):
+                self._send(batch, fds)
+                batch, fds = [], []
+            batch.append((what, len(several)))
+            fds += several
+        if batch:
+            self._send(batch, fds)
+
+    def take(self) -> list[tuple[Any, list[int]]]:
+        """All that was parked, as new descriptors; it stays parked. Raises SysupError."""
+        found: list[tuple[Any, list[int]]] = []
+        self.exit.setblocking(False)
+        try:
+            self.exit.setsockopt(socket.SOL_SOCKET, 42, 0)  # SO_PEEK_OFF, Linux 3.4
+            while True:
+                size = socket.CMSG_SPACE(4 * (MOST + 3))
+                flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
+                try:
+                    text, ancillary, _, _ = self.exit.recvmsg(TEXT * 2, size, flags)
+                except BlockingIOError:
+                    return found
+                fds = iter(_descriptors(ancillary))
+                if not text:
+                    return found
+                for what, number in json.loads(text):
+                    found.append((what, [fd for _, fd in zip(range(number), fds, strict=False)]))
+        except OSError as error:
+            raise _cannot(error) from None
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The descriptors of entrance and exit."""
+        return self.entrance.fileno(), self.exit.fileno()
+
+    def close(self) -> None:
+        """Close it here; what is parked is gone if nobody else has both ends."""
+        self.entrance.close()
+        self.exit.close()
+
+    def _send(self, batch: list[tuple[Any, int]], fds: list[int]) -> None:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
+        try:
+            self.entrance.sendmsg([json.dumps(batch).encode()], [rights] if fds else [])
+        except OSError as error:
+            raise _cannot(error) from None
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
+    return list(fds)
+
+
+def _cannot(error: OSError) -> SysupError:
+    return SysupError(f"cannot park descriptors: {os.strerror(error.errno or 0)}")

@@ -1,0 +1,102 @@
+"""Goes on where the daemon before ended: its watchers, and the processes that run on.
+
+What a daemon leaves is in its `Estate`; here it is put together again, one watcher after the
+other. Whatever can't be gone on with is ended, and said: nothing runs that nobody knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from sysup import config
+from sysup.board import Board
+from sysup.body import Inherited
+from sysup.config import Config, WatcherSpec
+from sysup.estate import Estate
+from sysup.process import OS
+from sysup.protocol import SysupError
+from sysup.watcher import Watcher
+
+log = logging.getLogger("sysup.restore")
+
+Adopt = Callable[[WatcherSpec, Mapping[str, Any] | None], Watcher]
+
+
+def restore_watchers(estate: Estate, loaded: Config, board: Board, adopt: Adopt) -> None:
+    """Make the watchers that were, `adopt` each, and hand it what is of it.
+
+    Args:
+        loaded: the config that the daemon before had read.
+    """
+    bodies: dict[str, list[Inherited]] = {}
+    for (serial,), record in estate.ledger.find("body"):
+        if inherited := inherit(estate, board.os, int(serial), record):
+            bodies.setdefault(record["watcher"], []).append(inherited)
+    places: dict[str, list[tuple[int, Any]]] = {}
+    for (name, wid), saved in estate.ledger.find("place"):
+        places.setdefault(str(name), []).append((int(wid), saved))
+    for (name,), record in estate.ledger.find("watcher"):
+        try:
+            spec = restored_spec(loaded, str(name), record)
+        except SysupError as error:
+            log.error("cannot go on with %s: %s", name, error)
+            continue
+        watcher = adopt(spec, record["added"])
+        watcher.restore(record, places.get(spec.name, ()), bodies.pop(spec.name, ()))
+    for orphan in (body for several in bodies.values() for body in several):
+        orphan.give_up(board.os)
+        estate.ledger.drop(("body", orphan.serial))
+    if cgroups := board.setting.cgroups:
+        # A child may have been born when the end came, before it was noted anywhere.
+        known = {body.cgroup.path for body in board.known_bodies() if body.cgroup}
+        for stray in cgroups.strays(known):
+            stray.kill()
+
+
+def restored_spec(loaded: Config, name: str, record: Mapping[str, Any]) -> WatcherSpec:
+    """What a watcher was, by its config and what it saved.
+
+    Raises SysupError when that can't be any more.
+    """
+    if record["added"] is not None:
+        spec = config.add(**record["added"], flapping=loaded.flapping)
+    elif name in loaded.watchers:
+        spec = loaded.watchers[name]
+    else:
+        raise SysupError(f"{name} is not in the config")
+    return config.with_options(spec, record["overrides"])
+
+
+def inherit(estate: Estate, system: OS, serial: int, record: Mapping[str, Any]) -> Inherited | None:
+    """The descriptors of a process; None when it has ended and left none."""
+    words, fds = estate.claim("body", serial) or ([], [])
+    pipes = dict(zip(words, fds[1:], strict=True))
+    if found := estate.claim("stdin", serial):
+        pipes["stdin"] = found[1][0]
+    if not fds:
+        process = system.adopt(record["pid"], record["start"])
+        if process is None:
+            estate.ledger.drop(("body", serial))
+            return None
+        fds = [process.pidfd]
+    return Inherited(serial, record, fds[0], pipes)
+
+
+def end_left_behind(system: OS, records: Iterable[Mapping[str, Any]]) -> None:
+    """End the processes of a daemon that was killed in the foreground, and all below them.
+
+    What they wrote since then is lost: nobody has the other ends of their pipes.
+    """
+    dead = {}
+    for record in records:
+        dead[record["pid"]] = record["marker"]
+        if process := system.adopt(record["pid"], record["start"]):
+            log.warning("ending process %d, which the daemon before left", process.pid)
+            system.signal(process, signal.SIGKILL)
+            system.close(process)
+    for pids in system.leftovers(dead, ()).values() if dead else ():
+        for pid in pids:
+            system.kill(pid)

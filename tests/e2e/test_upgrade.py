@@ -1,0 +1,168 @@
+"""A daemon replaces itself by the program that is installed now, and nobody notices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from functools import partial
+from pathlib import Path
+
+from tests.e2e.conftest import Start
+from tests.e2e.harness import Daemon, command_line, until
+
+SLEEPERS = "[watcher:web]\ncmd = sleep 1000\nnumprocesses = 3\n"
+
+
+def upgrade(daemon: Daemon) -> None:
+    before = daemon.log().count("taken over")
+    assert daemon.call("upgrade", waiting=True)["status"] == "ok"
+    until(lambda: daemon.log().count("taken over") > before, "the new one runs")
+
+
+def test_processes_run_on(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS)
+    before = daemon.pids("web")
+    for _ in range(2):
+        upgrade(daemon)
+        assert daemon.pids("web") == before
+    assert daemon.process.poll() is None, "with the same pid"
+
+
+def test_a_signal_does_it_as_well(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS)
+    before = daemon.pids("web")
+    os.kill(daemon.pid, signal.SIGUSR2)
+    until(lambda: "taken over" in daemon.log(), "the new one runs")
+    assert daemon.pids("web") == before
+
+
+def test_what_is_taken_over_is_watched_and_stopped(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS)
+    upgrade(daemon)
+    first, *others = daemon.pids("web")
+    events = daemon.events()
+    os.kill(first, signal.SIGKILL)
+    reaped = events.wait_for_name("reap")
+    assert (reaped.fields["process_pid"], reaped.fields["exit_code"]) == (first, -9)
+    until(lambda: len(set(daemon.pids("web")) - {first}) == 3, "a new one runs")
+    assert set(others) < set(daemon.pids("web"))
+    daemon.call("stop", name="web", waiting=True)
+    assert daemon.pids("web") == []
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in others)
+
+
+def test_what_was_changed_at_run_time_stays_so(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS + "[watcher:off]\ncmd = sleep 1000\n[watcher:gone]\ncmd = sleep 9\n")
+    daemon.call("incr", name="web", nb=2, waiting=True)
+    daemon.call("set", name="web", options={"max_age": 5000}, waiting=True)
+    daemon.call("stop", name="off", waiting=True)
+    daemon.call("rm", name="gone", waiting=True)
+    daemon.call("add", name="new", cmd="sleep 1000", start=True, waiting=True)
+    before = daemon.pids("web"), daemon.pids("new")
+    upgrade(daemon)
+    assert daemon.call("list")["watchers"] == ["new", "off", "web"]
+    assert (daemon.pids("web"), daemon.pids("new")) == before
+    assert daemon.status("off") == "stopped"
+    assert daemon.call("get", name="web", keys=["max_age"])["options"] == {"max_age": 5000}
+    daemon.call("decr", name="web", nb=3, waiting=True)
+    assert len(daemon.pids("web")) == 2
+
+
+def grew(log: Path, size: int) -> bool:
+    return log.stat().st_size > size
+
+
+def test_output_goes_on(sysupd: Start, tmp_path: Path) -> None:
+    log = tmp_path / "web.log"
+    counter = tmp_path / "count.sh"
+    counter.write_text("i=0\nwhile [ -e go ]; do i=$((i+1)); echo line $i; sleep 0.001; done\n")
+    go = tmp_path / "go"
+    go.touch()
+    daemon = sysupd(
+        f"[watcher:web]\ncmd = sh {counter}\nrestart = never\n"
+        f"stdout_stream.class = FileStream\nstdout_stream.filename = {log}\n"
+    )
+    for _ in range(3):
+        until(log.exists, "it writes")
+        size = log.stat().st_size
+        upgrade(daemon)
+        until(partial(grew, log, size + 200), "it goes on")
+    go.unlink()
+    until(lambda: daemon.pids("web") == [], "it has ended")
+    lines = log.read_text().splitlines()
+    assert lines == [f"line {number}" for number in range(1, len(lines) + 1)]
+
+
+def test_input_can_be_sent_on(sysupd: Start, tmp_path: Path) -> None:
+    log = tmp_path / "cat.log"
+    daemon = sysupd(
+        "[watcher:cat]\ncmd = cat\nstdin = pipe\nrestart = never\n"
+        f"stdout_stream.class = FileStream\nstdout_stream.filename = {log}\n"
+    )
+    daemon.ctl("send", "cat", "one")
+    upgrade(daemon)
+    daemon.ctl("send", "cat", "two")
+    until(lambda: log.exists() and log.read_text() == "one\ntwo\n", "both arrived")
+    daemon.ctl("send", "--eof", "cat", "end")
+    until(lambda: daemon.pids("cat") == [], "it met the end of its input")
+
+
+def test_a_listening_socket_stays_open(sysupd: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    daemon = sysupd(
+        f"[socket:s]\nhost = 127.0.0.1\nport = {port}\n"
+        "[watcher:web]\ncmd = sleep $(circus.sockets.s)000\n"
+    )
+    with socket.create_connection(("127.0.0.1", port)):
+        upgrade(daemon)
+        (row,) = daemon.call("listsockets")["sockets"]
+        assert row["port"] == port
+        with socket.create_connection(("127.0.0.1", port)):
+            pass
+
+
+def test_a_crash_loop_is_counted_on(sysupd: Start) -> None:
+    daemon = sysupd("[watcher:bad]\ncmd = false\n")
+    until(lambda: "flapping" in daemon.log(), "a crash loop")
+    before = daemon.call("status")["watchers"]["bad"]
+    upgrade(daemon)
+    after = daemon.call("status")["watchers"]["bad"]
+    assert after["state"] == before["state"] == "flapping"
+    assert after["retry_in"] < before["retry_in"]
+
+
+def test_a_program_that_fails_its_self_test_replaces_nothing(sysupd: Start, tmp_path: Path) -> None:
+    broken = tmp_path / "sysup"
+    daemon = sysupd(SLEEPERS, env={"PYTHONPATH": str(tmp_path)})
+    before = daemon.pids("web")
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise ImportError('half installed')\n")
+    reply = daemon.call("upgrade", waiting=True)
+    assert reply["status"] == "error"
+    assert "half installed" in reply["reason"]
+    assert daemon.pids("web") == before
+
+
+def test_the_config_that_runs_is_that_which_was_read(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS)
+    before = daemon.pids("web")
+    daemon.file.write_text("[watcher:web]\nnumproceses = 1\n")
+    upgrade(daemon)
+    assert daemon.pids("web") == before
+    daemon.file.write_text(SLEEPERS + "[watcher:new]\ncmd = sleep 1000\n")
+    daemon.call("reloadconfig", waiting=True)
+    assert daemon.pids("web") == before
+    assert len(daemon.pids("new")) == 1
+
+
+def test_a_daemon_that_was_killed_leaves_no_double(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS)
+    before = daemon.pids("web")
+    daemon.process.kill()
+    daemon.process.wait()
+    assert all(map(command_line, before))
+    again = sysupd(SLEEPERS)
+    assert len(again.pids("web")) == 3
+    until(lambda: not any(map(command_line, before)), "the old are ended")
