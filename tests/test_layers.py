@@ -19,7 +19,9 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
     | frozenset({"runtime", "ledger", "lot"}),
     frozenset({"endpoints", "events", "taps", "body", "log"})
-    | frozenset({"board", "turns", "watcher", "outputs", "commands", "control", "estate"}),
+    | frozenset(
+        {"board", "turns", "watcher", "pulse", "herald", "outputs", "commands", "control", "estate"}
+    ),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )
