@@ -16,6 +16,7 @@ from sysup.daemon import CONFIG, Daemon, Files, load
 from sysup.estate import HANDED_OVER, inherited_fds, saved, saved_watchers
 from sysup.log import Log
 from sysup.protocol import SysupError
+from sysup.systemd import Notifier, listen_fds
 from sysup.upgrade import answer_self_test
 
 EX_CONFIG = 78
@@ -54,7 +55,8 @@ def main(
     with on_give_up = exit, that of the process that was given up.
     """
     occupy_standard_descriptors()
-    fds = inherited_fds(os.environ)
+    notifier = Notifier()
+    fds = {**listen_fds(notifier.environ()), **inherited_fds(os.environ)}
     os.environ.pop(HANDED_OVER, None)
     try:
         files, loaded = load_or_go_on(file, fds)
@@ -79,7 +81,9 @@ def main(
     level = log_level or ("debug" if options.debug else options.loglevel)
     try:
         own_log = Log(level, log_output or options.logoutput)
-        sys.exit(asyncio.run(run(loaded, own_log, pidfile or options.pidfile, files, fds)))
+        sys.exit(
+            asyncio.run(run(loaded, own_log, pidfile or options.pidfile, files, fds, notifier))
+        )
     except SysupError as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
@@ -113,9 +117,10 @@ async def run(
     pidfile: str | None,
     files: Files,
     fds: Mapping[str, Sequence[int]],
+    notifier: Notifier,
 ) -> int:
     """Run an app to its end; returns the daemon's exit status."""
-    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log, files, fds)
+    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log, files, fds, notifier)
     if pidfile:
         write_pidfile(pidfile)
     try:

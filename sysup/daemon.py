@@ -37,6 +37,7 @@ from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.sockets import Sockets
 from sysup.stats import Stats
 from sysup.streams import Pump
+from sysup.systemd import Notifier
 from sysup.turns import Superseded
 from sysup.upgrade import program, self_test
 from sysup.upgrade import replace as replace_program
@@ -127,6 +128,7 @@ class Daemon:
         own_log: the daemon's log.
         files: what the config was read from, for the next daemon.
         fds: what came from the daemon before, by name.
+        notifier: the way to systemd.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Daemon:
         own_log: Log,
         files: Files | None = None,
         fds: Mapping[str, Sequence[int]] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
         self.config = loaded
         self._files = files or Files()
@@ -157,7 +160,9 @@ class Daemon:
         self._directory = runtime_directory(loaded)
         fds = fds or {}
         self._lock = take_lock(self._directory, loaded.app, *fds.get(LOCK, ()))
-        self._estate = Estate(loop, self._directory, fds)
+        self._notifier = notifier or Notifier()
+        store = self._notifier if self._notifier.connected else None
+        self._estate = Estate(loop, self._directory, fds, store)
         self._log = own_log
         extend_import_path(loaded)
         if loaded.daemon.umask is not None:
@@ -295,6 +300,7 @@ class Daemon:
         self._control.close()
         self._log.stop_pumping()
         self._pump.stop(FLUSH)
+        os.environ.update(self._notifier.environ())
         replace_program(program(), self._estate.hand_over({LOCK: self._lock.fileno()}))
 
     async def ended(self) -> None:

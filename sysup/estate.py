@@ -48,7 +48,7 @@ class Store(Protocol):
     def store(self, name: str, *fds: int) -> None:
         """Keep them by this name. Raises SysupError."""
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str) -> object:
         """Keep what has this name no more."""
 
 

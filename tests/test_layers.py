@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"endpoints", "events", "taps", "body", "log"})
     | frozenset(
         {"board", "turns", "watcher", "outputs", "commands", "control", "estate"}
-        | {"restore", "upgrade"}
+        | {"restore", "upgrade", "pulse", "herald"}
     ),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
