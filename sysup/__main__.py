@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
 
 import click
 
 from sysup import __version__
 from sysup.config import Config, ConfigError
 from sysup.daemon import CONFIG, Daemon, Files, load
-from sysup.estate import HANDED_OVER, inherited_fds, saved, saved_watchers
+from sysup.estate import HANDED_OVER, Inheritance, inherited_fds
+from sysup.ledger import Ledger
 from sysup.log import Log
 from sysup.protocol import SysupError
 from sysup.systemd import Notifier, listen_fds
@@ -56,12 +56,13 @@ def main(
     """
     occupy_standard_descriptors()
     notifier = Notifier()
-    fds = {**listen_fds(notifier.environ()), **inherited_fds(os.environ)}
-    os.environ.pop(HANDED_OVER, None)
     try:
-        files, loaded = load_or_go_on(file, fds)
+        fds = {**listen_fds(notifier.environ()), **inherited_fds(os.environ)}
+        os.environ.pop(HANDED_OVER, None)
+        inherited = Inheritance(fds)
+        files, loaded = load_or_go_on(file, inherited.ledger)
         if self_test:
-            click.echo(answer_self_test(loaded, saved_watchers(fds)))
+            click.echo(answer_self_test(loaded, inherited.ledger))
             return
     except ConfigError as error:
         for problem in error.problems:
@@ -81,9 +82,8 @@ def main(
     level = log_level or ("debug" if options.debug else options.loglevel)
     try:
         own_log = Log(level, log_output or options.logoutput)
-        sys.exit(
-            asyncio.run(run(loaded, own_log, pidfile or options.pidfile, files, fds, notifier))
-        )
+        pidfile = pidfile or options.pidfile
+        sys.exit(asyncio.run(run(loaded, own_log, pidfile, files, inherited, notifier)))
     except SysupError as error:
         click.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
@@ -96,12 +96,12 @@ def occupy_standard_descriptors() -> None:
     os.close(fd)
 
 
-def load_or_go_on(file: str, fds: Mapping[str, Sequence[int]]) -> tuple[Files, Config]:
+def load_or_go_on(file: str, ledger: Ledger | None) -> tuple[Files, Config]:
     """The config: as the daemon before had read it, else of the file.
 
-    Raises ConfigError with all that is wrong; SysupError for a state of another version.
+    Raises ConfigError with all that is wrong.
     """
-    files = Files(saved(fds, CONFIG))
+    files = Files(ledger.table.get(CONFIG) if ledger else None)
     try:
         return files, load(file, files)
     except ConfigError:
@@ -116,11 +116,11 @@ async def run(
     own_log: Log,
     pidfile: str | None,
     files: Files,
-    fds: Mapping[str, Sequence[int]],
+    inherited: Inheritance,
     notifier: Notifier,
 ) -> int:
     """Run an app to its end; returns the daemon's exit status."""
-    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log, files, fds, notifier)
+    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log, files, inherited, notifier)
     if pidfile:
         write_pidfile(pidfile)
     try:

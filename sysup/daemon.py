@@ -17,7 +17,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from sysup.board import Board
 from sysup.body import used_sockets
 from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
-from sysup.estate import Estate
+from sysup.estate import Estate, Inheritance
 from sysup.log import Log
 from sysup.machine import Want
 from sysup.process import OS, Cgroups, become_subreaper, identity, raise_nofile
@@ -127,7 +127,7 @@ class Daemon:
         loop: a running loop.
         own_log: the daemon's log.
         files: what the config was read from, for the next daemon.
-        fds: what came from the daemon before, by name.
+        inherited: what came from the daemon before.
         notifier: the way to systemd.
     """
 
@@ -137,7 +137,7 @@ class Daemon:
         loop: asyncio.AbstractEventLoop,
         own_log: Log,
         files: Files | None = None,
-        fds: Mapping[str, Sequence[int]] | None = None,
+        inherited: Inheritance | None = None,
         notifier: Notifier | None = None,
     ) -> None:
         self.config = loaded
@@ -158,11 +158,11 @@ class Daemon:
         self._ticking: asyncio.TimerHandle | None = None
         self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
-        fds = fds or {}
-        self._lock = take_lock(self._directory, loaded.app, *fds.get(LOCK, ()))
+        inherited = inherited or Inheritance()
+        self._lock = take_lock(self._directory, loaded.app, *inherited.fds.get(LOCK, ()))
         self._notifier = notifier or Notifier()
         store = self._notifier if self._notifier.connected else None
-        self._estate = Estate(loop, self._directory, fds, store)
+        self._estate = Estate(loop, self._directory, inherited, store)
         self._log = own_log
         extend_import_path(loaded)
         if loaded.daemon.umask is not None:

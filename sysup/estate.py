@@ -20,10 +20,10 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from sysup.ledger import Key, Ledger
+from sysup.ledger import Ledger
 from sysup.lot import Lot, Parcel
 from sysup.protocol import SysupError
 
@@ -38,8 +38,27 @@ BEGUN = ("begun",)
 """Is in the ledger once all watchers are."""
 FILE = "state"
 """The ledger's name in the runtime directory."""
+SOON = 1.0
+"""Seconds until a lot is made anew after a restore, which has more urgent work."""
 STALE = 256
 """Parcels of the past that the lot may hold beside those of the present."""
+
+
+class Inheritance:
+    """What this program was given by the daemon before.
+
+    Args:
+        fds: descriptors by name, ours from now.
+
+    Attributes:
+        ledger: what that daemon knew; None without one.
+
+    Raises SysupError when it is of another version.
+    """
+
+    def __init__(self, fds: Mapping[str, Sequence[int]] | None = None) -> None:
+        self.fds = dict(fds or {})
+        self.ledger = Ledger(self.fds[STATE][0]) if STATE in self.fds else None
 
 
 class Store(Protocol):
@@ -58,20 +77,20 @@ class Estate:
     Args:
         loop: the daemon's loop.
         directory: the app's runtime directory.
-        fds: what came from the daemon before, by name.
+        inheritance: what came from the daemon before.
         store: who keeps descriptors; None in the foreground.
 
     Attributes:
         inherited: whether there are processes of a daemon before, with their descriptors.
 
-    Raises SysupError when the state can't be opened, or is of another version.
+    Raises SysupError when the state can't be opened.
     """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         directory: str,
-        fds: Mapping[str, Sequence[int]],
+        inheritance: Inheritance,
         store: Store | None = None,
     ) -> None:
         self._loop = loop
@@ -82,7 +101,8 @@ class Estate:
         self._repark: asyncio.Handle | None = None
         self._number = 0
         self._parcels: dict[tuple[str, str | int], tuple[list[str], list[int]]] = {}
-        self.ledger = Ledger(fds[STATE][0] if STATE in fds else self._new_state())
+        fds = inheritance.fds
+        self.ledger = inheritance.ledger or Ledger(self._new_state())
         self.arena = fds[ARENA][0] if ARENA in fds else os.memfd_create("sysup-arena")
         self._lot = self._take_lot(fds)
         self.inherited = self._lot is not None and BEGUN in self.ledger.table
@@ -101,14 +121,16 @@ class Estate:
         """Begin anew, with nothing inherited."""
         self.ledger.clear()
         self.settle()
+        self._renew(())
 
     def settle(self) -> None:
-        """All is taken over that is to be: close the rest, and have a lot without it."""
-        for _, fds in self._parcels.values():
+        """All is taken over that is to be: close the rest, and soon have a lot without it."""
+        unknown, self._parcels = self._parcels, {}
+        for _, fds in unknown.values():
             for fd in fds:
                 os.close(fd)
-        self._parcels = {}
-        self._renew(())
+        if unknown and self._repark is None:
+            self._repark = self._loop.call_later(SOON, self._renew, ())
 
     def begun(self) -> None:
         """All watchers are in the ledger: from now on a next daemon goes on with them."""
@@ -254,22 +276,3 @@ def inherited_fds(environ: Mapping[str, str]) -> dict[str, list[int]]:
             os.set_inheritable(int(number), False)
             fds.setdefault(name, []).append(int(number))
     return fds
-
-
-def saved(fds: Mapping[str, Sequence[int]], key: Key) -> Any:
-    """What the daemon before said of something; None where it says nothing.
-
-    Raises SysupError when its state is of another version.
-    """
-    return Ledger(fds[STATE][0]).table.get(key) if STATE in fds else None
-
-
-def saved_watchers(fds: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """What the daemon before said of its watchers, by name. Raises SysupError as `saved`."""
-    ledger = Ledger(fds[STATE][0]) if STATE in fds else None
-    return {str(name): record for (name,), record in ledger.find("watcher")} if ledger else {}
-
-
-def surplus(fds: Mapping[str, Sequence[int]], known: Collection[str]) -> list[int]:
-    """Descriptors of names that nobody knows, such as a lot that was being replaced."""
-    return [fd for name, several in fds.items() if name not in known for fd in several]

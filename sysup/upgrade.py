@@ -11,12 +11,12 @@ import asyncio
 import os
 import sys
 from asyncio import subprocess
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sysup import __version__
 from sysup.config import Config
 from sysup.estate import HANDED_OVER, STATE
+from sysup.ledger import Ledger
 from sysup.protocol import SysupError
 from sysup.restore import restored_spec
 
@@ -59,13 +59,13 @@ async def self_test(argv: Sequence[str], state: int) -> str:
     return output.decode(errors="replace").strip()
 
 
-def answer_self_test(loaded: Config, watchers: Mapping[str, Any]) -> str:
+def answer_self_test(loaded: Config, ledger: Ledger | None) -> str:
     """As the new program: see that all watchers can be gone on with; returns the version.
 
     Raises SysupError when one can't.
     """
-    for name, record in watchers.items():
-        restored_spec(loaded, name, record)
+    for (name,), record in ledger.find("watcher") if ledger else ():
+        restored_spec(loaded, str(name), record)
     return __version__
 
 
