@@ -119,8 +119,8 @@ def describe(watcher: Watcher, place: Place) -> str:
 
 def start_step(spec: WatcherSpec) -> float:
     """Seconds that the start of a process may take by its options."""
-    by_report = 0.0 if spec.ready == "spawn" else spec.ready_timeout
-    return max(spec.warmup_delay, ready_delay(spec), by_report)
+    by_itself = spec.ready == "spawn" or ready_delay(spec) > 0
+    return max(spec.warmup_delay, ready_delay(spec) if by_itself else spec.ready_timeout)
 
 
 def stop_step(spec: WatcherSpec) -> float:
@@ -202,8 +202,8 @@ class Herald:
     def stopping(self) -> None:
         """The end has begun."""
         self._stopping = True
-        self._notifier.stopping()
-        self.changed()
+        if self._notifier.stopping():
+            self._look()
 
     def close(self) -> None:
         """Nothing more is told."""
@@ -216,7 +216,9 @@ class Herald:
     # ---- what is told --------------------------------------------------------------------
 
     def _look(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._not_before = self._loop.time() + PAUSE
         census = Census.take(self._watchers.values())
         if self._stopping:
