@@ -28,6 +28,7 @@ from sysup.body import used_sockets
 from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
 from sysup.estate import Estate, Inheritance
+from sysup.herald import Herald
 from sysup.log import Log
 from sysup.machine import Want
 from sysup.process import OS, Cgroups, become_subreaper, identity, raise_nofile
@@ -161,6 +162,7 @@ class Daemon:
         inherited = inherited or Inheritance()
         self._lock = take_lock(self._directory, loaded.app, *inherited.fds.get(LOCK, ()))
         self._notifier = notifier or Notifier()
+        self._herald = Herald(loop, self._notifier, self.watchers, loaded.daemon)
         store = self._notifier if self._notifier.connected else None
         self._estate = Estate(loop, self._directory, inherited, store)
         self._log = own_log
@@ -205,9 +207,11 @@ class Daemon:
             self._restore()
         else:
             self._begin()
-        self._job(self._in_order(Watcher.begin_start, lambda watcher: not watcher.touched))
+        start = self._job(self._in_order(Watcher.begin_start, lambda watcher: not watcher.touched))
+        start.add_done_callback(lambda _: self._herald.begun())
         await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
         self._serve()
+        self._herald.serve(self._pump, f"ipc://{self._directory}/{protocol.CONTROL_SOCKET}")
         self._tick()
         log.info("%s: %d watchers", self.config.app, len(self.watchers))
         await self._ended.wait()
@@ -263,6 +267,7 @@ class Daemon:
         if exit_status is not None:
             self.exit_status = exit_status
         log.info("%s: ending", self.config.app)
+        self._herald.stopping()
         for job in self._jobs:
             job.cancel()
         self.loop.create_task(self._stop_and_end())
@@ -332,6 +337,7 @@ class Daemon:
         await asyncio.sleep(0)  # replies to those who waited for the end
         for watcher in self.watchers.values():
             watcher.close()
+        self._herald.close()
         self.loop.remove_reader(self._pump.fileno())
         self._log.stop_pumping()
         if lost := self._pump.stop(FLUSH):
@@ -534,6 +540,7 @@ class Daemon:
         if log.isEnabledFor(level):
             log.log(level, "%s", describe_event(watcher, event, payload))
         self._control.events.publish(watcher, event, payload)
+        self._herald.changed()
 
     def _adopt(self, spec: WatcherSpec, added: Mapping[str, Any] | None = None) -> Watcher:
         watcher = Watcher(self._board, spec, added)
@@ -589,23 +596,28 @@ class Daemon:
         async with self._loading:
             if self._quitting:
                 raise SysupError("cannot reload the config: sysupd is ending")
-            try:
-                files = Files()
-                new = load(self.config.path, files)
-            except ConfigError as error:
-                raise SysupError(f"cannot reload the config: {error}") from error
-            changes = config.diff(self.config, new)
-            self.config = new
-            if "check_delay" in changes.daemon:
-                self._tick()
-            await self._follow(changes, new)
-            self._estate.ledger.put(CONFIG, files.seen)
+            with self._herald.reload():
+                changes = await self._reload()
         self._tell_changes(changes)
         return {
             "added": list(changes.added),
             "removed": list(changes.removed),
             "changed": {name: sorted(options) for name, options in changes.changed.items()},
         }
+
+    async def _reload(self) -> Changes:
+        try:
+            files = Files()
+            new = load(self.config.path, files)
+        except ConfigError as error:
+            raise SysupError(f"cannot reload the config: {error}") from error
+        changes = config.diff(self.config, new)
+        self.config = new
+        if "check_delay" in changes.daemon:
+            self._tick()
+        await self._follow(changes, new)
+        self._estate.ledger.put(CONFIG, files.seen)
+        return changes
 
     async def _follow(self, changes: Changes, new: Config) -> None:
         """Make the watchers and sockets what the new config says."""

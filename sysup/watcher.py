@@ -136,6 +136,11 @@ class Watcher:
         return self.want is Want.DOWN and not self._turns.taken
 
     @property
+    def is_settled(self) -> bool:
+        """Whether every slot has come to a verdict: it runs, waits for its retry, or is over."""
+        return self._is_up()
+
+    @property
     def bodies(self) -> list[tuple[Place, Body]]:
         """The slots that hold a living process, by wid."""
         return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]

@@ -382,6 +382,12 @@ class DaemonSpec:
     logoutput: str = option(TEXT, "-", "file to log to, or `syslog://...`; `-`: standard error")
     loggerconfig: str | None = option(Later(PATH), None, "file that configures Python's logging")
     fqdn_prefix: str | None = option(Later(TEXT), None, "name put before the host's")
+    ready_when: str = option(
+        Choice("loaded", "started", "ready"),
+        "ready",
+        "when systemd is told that the app is up: the config is loaded; all that starts by itself "
+        "was started; it is ready, or known not to become so for now",
+    )
     runtime_dir: str | None = option(
         Text(r"(?s)/.*", "an absolute path"), None, "directory of the control sockets"
     )
