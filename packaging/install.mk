@@ -46,7 +46,8 @@ install: $(BUILT)
 	done
 	@set -e; for part in $(VENDOR); do \
 	    echo "bringing along $$part" && $(BIN)/python -m pip --python $(RUNS_ON) install -q \
-	        --no-deps --no-compile --root-user-action ignore --target '$(D)$(privatedir)/vendor' "$$part"; \
+	        --no-deps --no-compile --root-user-action ignore \
+	        --target '$(D)$(privatedir)/vendor' "$$part"; \
 	done
 	@$(RUNS_ON) -I -m compileall -q $(if $(D),-s '$(D)' -p /) '$(D)$(privatedir)'
 	@set -e; mkdir -p '$(D)$(bindir)'; for name in sysupd:__main__ sysupctl:ctl; do \
