@@ -12,12 +12,15 @@ BENCH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+BUILT := $(VENV)/.built
 READY := $(VENV)/.ready
 NATIVE := $(wildcard _native/*)
 C_CODE := $(wildcard _native/*.c tests/native/*.c tests/bench/*.c)
 
 # The wheel support of setuptools 70.1 spares a dependency on the wheel package.
 BUILD_TOOLS := 'setuptools>=70.1' 'cffi>=1.15.1'
+PRINT_EXTRAS := import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    [print(item) for name in ("test", "check") for item in extras["optional-dependencies"][name]]
 PRINT_WARNINGS := import runpy; print(runpy.run_path("_native/build.py")["WARNINGS"])
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -30,6 +33,7 @@ help:
 	@echo 'make test    build, and run all tests'
 	@echo 'make check   formatting, lint, types, compiler warnings'
 	@echo 'make bench   measure, with other supervisors and loggers beside it'
+	@echo 'make install build, and install for systemd (packaging/install.mk has its variables)'
 	@echo 'make format  put the Python code in shape'
 	@echo 'make clean   remove all that was built'
 
@@ -70,13 +74,20 @@ clean:
 
 # The extension is built into sysup/ and the package installed from there, so Python code runs
 # as it stands; an old extension is removed first, lest a failed build leave it in use.
-$(READY): pyproject.toml setup.py Makefile .ci/prerequisites $(NATIVE)
+$(BUILT): pyproject.toml setup.py Makefile .ci/prerequisites $(NATIVE)
 	@python=$$(.ci/prerequisites $(PYTHON)) && \
 	    if ! $(BIN)/python -c '' 2>/dev/null; then \
 	        echo "making $(VENV) with $$python" && $$python -m venv --clear $(VENV); \
 	    fi
 	@rm -f sysup/_native*.so
 	@echo 'getting the build tools' && $(BIN)/python -m pip install --quiet $(BUILD_TOOLS)
-	@echo 'building sysup, getting what it and its tests need' && \
-	    $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test,check]'
+	@echo 'building sysup, getting what it needs' && \
+	    $(BIN)/python -m pip install --quiet --no-build-isolation --editable .
 	@touch $@
+
+$(READY): $(BUILT)
+	@echo 'getting what its tests need' && $(BIN)/python -c '$(PRINT_EXTRAS)' | \
+	    $(BIN)/python -m pip install --quiet --requirement /dev/stdin
+	@touch $@
+
+include packaging/install.mk

@@ -1,0 +1,129 @@
+"""A container with a systemd of its own, as its test sees it.
+
+with boot() as machine:
+    machine.run(["systemctl", "start", "sysup@shop"])
+    machine.path("/etc/sysup/shop.ini").read_text()
+    machine.journal("sysup@shop")
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tests.lab.rootfs import CannotBuild, rootfs
+
+HERE = Path(__file__).parent
+PYTHON = (sys.executable, "-IS")
+PATIENCE = 30.0
+
+
+class Unavailable(Exception):
+    """This machine cannot boot a container; says why."""
+
+
+class Container:
+    """One that is up; a context, at whose end nothing of it is left.
+
+    Args:
+        layers: directories that hold what its file system has, the topmost last.
+    """
+
+    def __init__(self, layers: Sequence[Path]) -> None:
+        # overlayfs names the topmost first
+        lower = ":".join(str(layer) for layer in reversed(layers))
+        self._keeper = subprocess.Popen(
+            [*PYTHON, str(HERE / "keeper.py"), lower],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the tests
+        )
+        word, _, rest = self._said().partition(" ")
+        if word != "up":
+            self.close()
+            raise Unavailable(f"a container does not boot: {rest or 'its keeper failed'}")
+        self.leader = int(rest)
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        check: bool = True,
+        input: str | None = None,
+        timeout: float = PATIENCE,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command inside, as root, outside of all units; by default it must succeed."""
+        done = subprocess.run(
+            [*PYTHON, str(HERE / "enter.py"), str(self.leader), *command],
+            input=input,
+            stdin=None if input is not None else subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def path(self, inside: str) -> Path:
+        """Where a file of it is for us; absolute links in its path lead astray."""
+        return Path(f"/proc/{self.leader}/root", inside.lstrip("/"))
+
+    def write(self, inside: str, text: str) -> None:
+        """Write a file, and make its directory."""
+        path = self.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def journal(self, *match: str) -> str:
+        """The messages of all entries that match, as journalctl(1) has it: `-u UNIT`, A=B."""
+        self.run(["journalctl", "--sync"])
+        return self.run(["journalctl", "--quiet", "--output=cat", *match]).stdout
+
+    def power_off(self) -> None:
+        """Shut down as an operator would."""
+        self.run(["systemctl", "--no-block", "poweroff"])
+        assert self._said() == "down"
+
+    def close(self) -> None:
+        """Kill it, and remove all that there is of it."""
+        assert self._keeper.stdin
+        assert self._keeper.stdout
+        self._keeper.stdin.close()
+        self._keeper.wait(PATIENCE)
+        self._keeper.stdout.close()
+
+    def _said(self) -> str:
+        assert self._keeper.stdout
+        return self._keeper.stdout.readline().rstrip("\n")
+
+
+def boot(*layers: Path) -> Container:
+    """Boot a container whose file system has the layers over Debian's. Raises Unavailable."""
+    if os.geteuid() != 0:
+        raise Unavailable("only root can boot a container")
+    if shutil.which("systemd-nspawn") is None:
+        raise Unavailable("there is no systemd-nspawn")
+    try:
+        return Container([rootfs(), *layers])
+    except CannotBuild as error:
+        raise Unavailable(f"cannot make a tree to boot: {error}") from None

@@ -1,0 +1,120 @@
+"""The Debian 12 that containers boot, made once and kept in the user's cache.
+
+Packages come from where this machine's own apt gets them; on another distribution, from where
+mmdebstrap does by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+SUITE = "bookworm"
+SUITES = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
+PACKAGES = (
+    *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "procps", "util-linux"),
+    *("python3", "python3-cffi-backend", "python3-click", "python3-psutil"),
+    *("python3-sdnotify", "python3-zmq"),
+)
+PROVIDES = frozenset({"cffi", "click", "psutil", "pyzmq", "sdnotify"})
+"""What is in the packages of that which sysup depends on."""
+MASKED = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
+    *("e2scrub_all.timer", "e2scrub_reap.service", "getty.target", "console-getty.service"),
+)
+"""What a machine that lives for a minute need not run."""
+SET_UP = f"""
+cd "$1"
+echo lab >etc/hostname
+printf '127.0.0.1 localhost lab\\n::1 localhost\\n' >etc/hosts
+rm -f etc/resolv.conf var/lib/dbus/machine-id
+: >etc/machine-id
+for unit in {" ".join(MASKED)}; do ln -sf /dev/null etc/systemd/system/$unit; done
+echo 'user:x:1000:1000::/home/user:/bin/sh' >>etc/passwd
+echo 'user:x:1000:' >>etc/group
+mkdir -p home/user && chown 1000:1000 home/user
+"""
+PROXIES = re.compile(r'^Acquire::(?:\w+::)?Proxy\b.* "[^"]+";$', re.IGNORECASE)
+APT_TIMES_OUT = "Acquire::http::Timeout 20;"
+
+
+class CannotBuild(Exception):
+    """There is no such tree, and none can be made; says why."""
+
+
+def rootfs() -> Path:
+    """The tree, made if it is not there as it should be. Raises CannotBuild.
+
+    Nobody may write to it: containers put an overlay over it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sysup-lab"
+    tree, stamp = cache / "rootfs", cache / "rootfs.stamp"
+    wanted = hashlib.sha256("\n".join([*SUITES, *PACKAGES, SET_UP]).encode()).hexdigest()
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "rootfs.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            stamp.unlink(missing_ok=True)
+            shutil.rmtree(tree, ignore_errors=True)
+            _build(tree)
+            stamp.write_text(wanted)
+    return tree
+
+
+def _build(tree: Path) -> None:
+    if shutil.which("mmdebstrap") is None:
+        raise CannotBuild("there is no mmdebstrap")
+    command = [
+        *("mmdebstrap", "--quiet", "--variant=apt", "--dpkgopt=force-unsafe-io"),
+        *(f"--aptopt={option}" for option in [APT_TIMES_OUT, *_proxies()]),
+        *(f"--include={','.join(PACKAGES)}", f"--customize-hook={SET_UP}"),
+        *(SUITE, str(tree), *sorted(_sources())),
+    ]
+    try:
+        subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+        )
+    except subprocess.CalledProcessError as error:
+        shutil.rmtree(tree, ignore_errors=True)
+        raise CannotBuild(f"mmdebstrap failed: {error.stderr[-2000:]}") from None
+
+
+def _proxies() -> Iterator[str]:
+    """The options of apt by which this machine reaches the archive."""
+    if shutil.which("apt-config"):
+        dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
+        yield from filter(PROXIES.match, dump.stdout.splitlines())
+
+
+def _sources(directory: Path = Path("/etc/apt")) -> set[str]:
+    """Lines of sources.list(5) that this machine has for the suites; none on another one."""
+    found: set[str] = set()
+    lists = [directory / "sources.list", *directory.glob("sources.list.d/*")]
+    for path in (path for path in lists if path.is_file()):
+        text = re.sub(r"(?m)^#.*\n?", "", path.read_text())
+        if path.suffix == ".sources":
+            found.update(_deb822(text))
+        elif path.suffix == ".list":
+            for uri, suite in re.findall(r"(?m)^deb\s+(?:\[.*?\]\s+)?(\S+)\s+(\S+)\s", text):
+                found.update(_line(uri, suite))
+    return found
+
+
+def _deb822(text: str) -> Iterator[str]:
+    for stanza in re.split(r"\n\s*\n", text):
+        pairs = re.findall(r"(?m)^([\w-]+):\s*((?:.*)(?:\n[ \t].*)*)", stanza)
+        fields = {name.lower(): value.split() for name, value in pairs}
+        for uri in fields.get("uris", []):
+            for suite in fields.get("suites", []):
+                yield from _line(uri, suite)
+
+
+def _line(uri: str, suite: str) -> Iterator[str]:
+    if suite in SUITES:
+        yield f"deb {uri} {suite} main"
