@@ -1,22 +1,32 @@
 /* The memory of all bytes that were read and not yet written.
  *
  * One mapping, reserved once and touched as needed: private, or of a memfd, so that what
- * it holds outlives the process (arena_pending reads it). It is cut into units. A unit is
- * free, or cut into blocks of one power of two, or the beginning or middle of a run of
- * units that is one block. Its table and each block's head lie in the mapping too, which
- * is all that a reader needs; free lists and counts are this process's own.
+ * it holds outlives the process. It is cut into units. A unit is free, or cut into blocks
+ * of one power of two, or the beginning or middle of a run of units that is one block. Its
+ * table and each block's head lie in the mapping too, which is all that a reader needs;
+ * free lists and counts are this process's own, and made again by who takes it over.
  *
  * Memory follows what is pending: a unit without a live block goes back, and all but a
  * few of those that went back are given to the system. Batches change hands once per
- * write, so a few stay warm. */
+ * write, so a few stay warm.
+ *
+ * Death. A process may end between any two instructions, by SIGKILL, and the memory stays
+ * as its stores left it, in the order of the program: the processor finishes those before
+ * an interrupt and none after, so keeping the compiler from moving them is enough. A word
+ * is written at once or not. What must change together, a batch that grows and the line
+ * that it grows by, is first noted in the head, then done; what is found noted is done
+ * again. Who takes the arena over believes `saved` of the blocks alone: what was in the
+ * making counts for nothing, and its memory is free. */
 #include "arena.h"
 
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -29,13 +39,21 @@ enum {
     RUN_ON = 0xff,  /* ... and its others; 0: free; n: blocks of class n - 1 */
 };
 
-static const uint64_t magic = UINT64_C(0x31616e6572615f73);
+static const uint64_t magic = UINT64_C(0x32616e6572615f73);
 static const size_t sizes[] = {(size_t)4 << 30, (size_t)1 << 30, (size_t)256 << 20};
 
 /* At the beginning of the mapping. */
 struct head {
     uint64_t magic;
+    uint64_t layout;
     uint64_t n_units;
+    uint64_t serial;
+    uint64_t pattern; /* no text has its bytes: no UTF-8 has 0xf8 to 0xff */
+    struct reading reading;
+    uint64_t n_changes; /* to be done; 0 while they are being noted */
+    struct change {
+        uint64_t offset, value;
+    } changes[CHANGES];
     uint8_t table[];
 };
 
@@ -48,6 +66,8 @@ struct arena {
     pthread_mutex_t lock;
     struct head *head;
     int memfd;
+    bool frozen;
+    unsigned n_changes;         /* noted so far */
     size_t size;
     size_t lowest;              /* no unit below it is free */
     size_t n_warm;
@@ -78,6 +98,12 @@ static struct link *link_of(struct block *block)
     return (struct link *)block->data;
 }
 
+/* What is written before this is there when what is written after it is. */
+static void in_order(void)
+{
+    atomic_signal_fence(memory_order_seq_cst);
+}
+
 /* ---- units ----------------------------------------------------------------------- */
 
 static size_t head_units(size_t n_units)
@@ -100,9 +126,9 @@ static size_t find_units(struct arena *arena, size_t count)
     return 0;
 }
 
-static void discard(struct arena *arena, size_t unit)
+static void discard(struct arena *arena, size_t unit, size_t count)
 {
-    madvise(unit_at(arena, unit), UNIT_BYTES, arena->memfd < 0 ? MADV_DONTNEED : MADV_REMOVE);
+    madvise(unit_at(arena, unit), count * UNIT_BYTES, arena->memfd < 0 ? MADV_DONTNEED : MADV_REMOVE);
 }
 
 static size_t take_units(struct arena *arena, size_t count, uint8_t use)
@@ -112,9 +138,10 @@ static size_t take_units(struct arena *arena, size_t count, uint8_t use)
         return 0;
     /* A reader is to find no heads of an earlier use. */
     if (use == RUN)
-        ((struct block *)unit_at(arena, first))->owner = 0;
+        ((struct block *)unit_at(arena, first))->saved = 0;
     else if (arena->warm[first])
-        discard(arena, first);
+        discard(arena, first, 1);
+    in_order();
     for (size_t unit = first; unit < first + count; unit++) {
         arena->head->table[unit] = unit == first ? use : RUN_ON;
         arena->n_warm -= arena->warm[unit];
@@ -131,7 +158,7 @@ static void give_units(struct arena *arena, size_t first, size_t count)
             arena->warm[unit] = true;
             arena->n_warm++;
         } else {
-            discard(arena, unit);
+            discard(arena, unit, 1);
         }
     }
     if (first < arena->lowest)
@@ -222,15 +249,16 @@ struct block *arena_take(struct arena *arena, uint64_t owner, uint32_t kind, siz
     }
     if (block) {
         block->size = (uint32_t)(whole - sizeof(struct block));
-        block->begin = block->end = 0;
+        block->begin = block->end = block->saved = 0;
         block->kind = kind;
         block->owner = owner;
+        block->serial = ++arena->head->serial;
     }
     pthread_mutex_unlock(&arena->lock);
     return block;
 }
 
-void arena_give(struct arena *arena, struct block *block)
+void arena_release(struct arena *arena, struct block *block)
 {
     if (!block)
         return;
@@ -238,7 +266,8 @@ void arena_give(struct arena *arena, struct block *block)
     size_t unit = unit_of(arena, block);
     uint8_t use = arena->head->table[unit];
     size_t count = (block->size + sizeof(struct block)) / UNIT_BYTES;
-    block->owner = 0;
+    block->saved = 0;
+    in_order();
     if (use == RUN)
         give_units(arena, unit, count);
     else
@@ -246,22 +275,153 @@ void arena_give(struct arena *arena, struct block *block)
     pthread_mutex_unlock(&arena->lock);
 }
 
+void arena_give(struct arena *arena, struct block *block)
+{
+    if (!arena->frozen)
+        arena_release(arena, block);
+}
+
+struct block *arena_renew(struct arena *arena, struct block *block, size_t size)
+{
+    size_t held = block_holds(block), begin = block->begin % 8;
+    uint64_t moved = block->begin - begin, first = block->saved >> 32, last = (uint32_t)block->saved;
+    struct block *other = arena_take(arena, block->owner, block->kind, size + 8);
+    if (!other)
+        return NULL;
+    memcpy(other->data + begin, block->data + block->begin, held);
+    other->begin = begin;
+    other->end = begin + held;
+    other->serial = block->serial;
+    if (block->saved) {
+        arena_change(arena, &other->saved, (first - moved) << 32 | (last - moved));
+        arena_change(arena, &block->saved, 0);
+        arena_commit(arena);
+    }
+    arena_give(arena, block);
+    return other;
+}
+
 struct block *arena_grow(struct arena *arena, struct block *block, size_t size)
 {
-    size_t held = block_holds(block), wanted = 2 * (size_t)block->size, begin = block->begin % 8;
-    size += 8;
-    if (size <= block->size)
+    if (size + 8 <= block->size)
         return block;
-    struct block *larger = arena_take(arena, block->owner, block->kind, size > wanted ? size : wanted);
-    if (!larger)
-        larger = arena_take(arena, block->owner, block->kind, size);
-    if (!larger)
-        return NULL;
-    memcpy(larger->data + begin, block->data + block->begin, held);
-    larger->begin = begin;
-    larger->end = begin + held;
-    arena_give(arena, block);
-    return larger;
+    struct block *larger = size < 2 * (size_t)block->size ? arena_renew(arena, block, 2 * (size_t)block->size) : NULL;
+    return larger ? larger : arena_renew(arena, block, size);
+}
+
+/* ---- changes that outlive a process ---------------------------------------------- */
+
+struct block *arena_block(const struct arena *arena, uint64_t offset)
+{
+    size_t unit = offset / UNIT_BYTES;
+    while (arena->head->table[unit] == RUN_ON)
+        unit--;
+    uint8_t use = arena->head->table[unit];
+    size_t at = use == RUN ? 0 : offset % UNIT_BYTES / class_size(use - 1u) * class_size(use - 1u);
+    return (struct block *)(unit_at(arena, unit) + at);
+}
+
+bool arena_outlives(const struct arena *arena)
+{
+    return arena->memfd >= 0;
+}
+
+void arena_freeze(struct arena *arena)
+{
+    arena->frozen = true;
+}
+
+uint64_t arena_offset(const struct arena *arena, const void *at)
+{
+    return (uint64_t)((const char *)at - (const char *)arena->head);
+}
+
+void *arena_at(const struct arena *arena, uint64_t offset)
+{
+    return (char *)arena->head + offset;
+}
+
+void arena_change(struct arena *arena, uint64_t *word, uint64_t value)
+{
+    if (*word != value)
+        arena->head->changes[arena->n_changes++] = (struct change){arena_offset(arena, word), value};
+}
+
+static void apply(struct head *head)
+{
+    for (uint64_t i = 0; i < head->n_changes; i++)
+        *(uint64_t *)((char *)head + head->changes[i].offset) = head->changes[i].value;
+    in_order();
+    head->n_changes = 0;
+    in_order();
+}
+
+void arena_commit(struct arena *arena)
+{
+    in_order();
+    arena->head->n_changes = arena->n_changes;
+    in_order();
+    apply(arena->head);
+    arena->n_changes = 0;
+}
+
+struct reading *arena_reading(struct arena *arena)
+{
+    return &arena->head->reading;
+}
+
+static unsigned char pattern_byte(const struct head *head, uint64_t at)
+{
+    return (unsigned char)(head->pattern >> at % 8 * 8);
+}
+
+void arena_expect(struct arena *arena, const struct reading *reading, char *window)
+{
+    struct head *head = arena->head;
+    for (uint64_t at = reading->length - reading->filled; at < reading->length; at++)
+        window[at] = (char)pattern_byte(head, at);
+    head->reading = *reading;
+    in_order();
+    head->reading.window = arena_offset(arena, window);
+    in_order();
+}
+
+size_t arena_found(const struct arena *arena)
+{
+    const struct head *head = arena->head;
+    const struct reading *reading = &head->reading;
+    if (!reading->window || reading->window > arena->size || reading->length > arena->size - reading->window ||
+        reading->filled > reading->length)
+        return 0;
+    const unsigned char *window = arena_at(arena, reading->window);
+    uint64_t found = reading->length, least = reading->length - reading->filled;
+    while (found > least && window[found - 1] == pattern_byte(head, found - 1))
+        found--;
+    /* Of a pipe that had so many bytes a read takes all. */
+    return found == least && reading->filled ? 0 : least ? reading->length : found;
+}
+
+void arena_got(struct arena *arena, size_t length)
+{
+    struct reading *reading = &arena->head->reading;
+    in_order();
+    if (length == 0) {
+        reading->window = 0;
+    } else if (length < reading->length) {
+        reading->length = length;
+        in_order();
+        reading->filled = 0;
+    }
+    in_order();
+}
+
+static uint64_t layout(void)
+{
+    const size_t parts[] = {sizeof(struct head), sizeof(struct block), UNIT_BYTES, N_CLASSES};
+    uint64_t sum = UINT64_C(14695981039346656037);
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        sum = (sum ^ parts[i]) * UINT64_C(1099511628211);
+    return sum;
 }
 
 static int map_memory(struct arena *arena)
@@ -280,6 +440,49 @@ static int map_memory(struct arena *arena)
     return 0;
 }
 
+/* One that was begun and has no magic yet is as good as empty. */
+static int map_again(struct arena *arena, size_t size)
+{
+    if (size < 2 * (size_t)UNIT_BYTES || size % UNIT_BYTES)
+        return -EPROTO;
+    arena->size = size;
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, arena->memfd, 0);
+    if (memory == MAP_FAILED)
+        return -errno;
+    arena->head = memory;
+    const struct head *head = arena->head;
+    if (head->magic && (head->magic != magic || head->layout != layout() ||
+                        head->n_units != size / UNIT_BYTES || head->n_changes > CHANGES))
+        return -EPROTO;
+    for (uint64_t i = 0; i < head->n_changes; i++)
+        if (head->changes[i].offset > size - sizeof(uint64_t) || head->changes[i].offset % sizeof(uint64_t))
+            return -EPROTO;
+    return 0;
+}
+
+static int map(struct arena *arena)
+{
+    struct stat st;
+    if (arena->memfd >= 0 && fstat(arena->memfd, &st) < 0)
+        return -errno;
+    return arena->memfd >= 0 && st.st_size ? map_again(arena, (size_t)st.st_size) : map_memory(arena);
+}
+
+static void begin(struct head *head, size_t n_units)
+{
+    uint64_t chance = 0;
+    if (getrandom(&chance, sizeof chance, GRND_NONBLOCK) < 0)
+        chance = (uint64_t)getpid();
+    memset(head->table, RUN_ON, head_units(n_units));
+    head->pattern = chance | UINT64_C(0xf8f8f8f8f8f8f8f8);
+    head->n_units = n_units;
+    head->layout = layout();
+    in_order();
+    head->magic = magic;
+}
+
+static void sweep(struct arena *arena);
+
 int arena_new(int memfd, struct arena **ret_arena)
 {
     struct arena *arena = calloc(1, sizeof *arena);
@@ -287,7 +490,7 @@ int arena_new(int memfd, struct arena **ret_arena)
         return -ENOMEM;
     arena->memfd = memfd;
     pthread_mutex_init(&arena->lock, NULL);
-    int rc = map_memory(arena);
+    int rc = map(arena);
     size_t n_units = arena->size / UNIT_BYTES;
     arena->live = calloc(n_units, sizeof *arena->live);
     arena->warm = calloc(n_units, sizeof *arena->warm);
@@ -297,11 +500,13 @@ int arena_new(int memfd, struct arena **ret_arena)
         arena_free(arena);
         return rc;
     }
-    size_t own = head_units(n_units);
-    memset(arena->head->table, RUN_ON, own);
-    arena->lowest = own;
-    arena->head->n_units = n_units;
-    arena->head->magic = magic;
+    arena->lowest = head_units(n_units);
+    if (arena->head->magic) {
+        apply(arena->head);
+        sweep(arena);
+    } else {
+        begin(arena->head, n_units);
+    }
     *ret_arena = arena;
     return 0;
 }
@@ -318,61 +523,112 @@ void arena_free(struct arena *arena)
     free(arena);
 }
 
-/* ---- reading one that was left --------------------------------------------------- */
+/* ---- taking over ----------------------------------------------------------------- */
 
-struct reading {
-    const char *memory;
-    size_t size;
-    struct pending *pending;
-    size_t cap;
-    int64_t n;
-};
-
-/* Note a block at `at`, if it is one; nothing in it is trusted. */
-static void note(struct reading *reading, size_t at)
+static bool is_saved(const struct block *block)
 {
-    const struct block *block = (const struct block *)(reading->memory + at);
-    size_t data = at + sizeof *block;
-    if (!block->owner || block->begin >= block->end || block->end > block->size ||
-        block->size > reading->size - data)
-        return;
-    if ((size_t)reading->n < reading->cap)
-        reading->pending[reading->n] = (struct pending){
-            .owner = block->owner,
-            .offset = data + block->begin,
-            .length = block->end - block->begin,
-            .kind = (int32_t)block->kind,
-        };
-    reading->n++;
+    return block->saved != 0;
 }
 
-static void note_unit(struct reading *reading, size_t unit, uint8_t use)
+/* Nothing in it is trusted: a block of `size` bytes, of which something is saved. */
+static bool is_sound(const struct block *block, size_t size)
 {
-    size_t at = unit * UNIT_BYTES, end = at + UNIT_BYTES;
-    size_t step = use == RUN ? UNIT_BYTES : class_size(use - 1u);
-    for (; at < end; at += step)
-        note(reading, at);
+    uint64_t first = block->saved >> 32, last = (uint32_t)block->saved;
+    return is_saved(block) && block->size == size - sizeof *block && first < last && last <= block->size;
 }
 
-int64_t arena_pending(int32_t memfd, struct pending *ret_pending, size_t cap)
+static size_t run_length(const struct block *block)
 {
-    struct stat st;
-    if (fstat(memfd, &st) < 0)
-        return -errno;
-    size_t size = (size_t)st.st_size;
-    if (!S_ISREG(st.st_mode) || size < UNIT_BYTES || size % UNIT_BYTES)
-        return -EINVAL;
-    void *memory = mmap(NULL, size, PROT_READ, MAP_SHARED, memfd, 0);
-    if (memory == MAP_FAILED)
-        return -errno;
-    const struct head *head = memory;
-    struct reading reading = {memory, size, ret_pending, cap, 0};
-    if (head->magic != magic || head->n_units != size / UNIT_BYTES)
-        reading.n = -EINVAL;
-    else
-        for (size_t unit = head_units(head->n_units); unit < head->n_units; unit++)
-            if (head->table[unit] == RUN || (head->table[unit] && head->table[unit] <= N_CLASSES))
-                note_unit(&reading, unit, head->table[unit]);
-    munmap(memory, size);
-    return reading.n;
+    return (block->size + sizeof *block) / UNIT_BYTES;
+}
+
+/* The bytes of the block at the beginning of a run; 0: it isn't one. */
+static size_t run_bytes(const struct head *head, size_t unit, const struct block *block)
+{
+    size_t count = run_length(block);
+    if (count == 0 || count > head->n_units - unit)
+        return 0;
+    for (size_t next = unit + 1; next < unit + count; next++)
+        if (head->table[next] != RUN_ON)
+            return 0;
+    return count * UNIT_BYTES;
+}
+
+/* Whether the block is to be kept: for what is saved of it, or for a read into it. */
+static bool is_live(struct arena *arena, const struct block *block, size_t size)
+{
+    uint64_t window = arena->head->reading.window, at = arena_offset(arena, block);
+    if (is_sound(block, size))
+        return true;
+    return window && window >= at && window < at + size && block->size == size - sizeof *block;
+}
+
+static size_t sweep_class(struct arena *arena, size_t unit, unsigned class)
+{
+    size_t size = class_size(class);
+    arena->live[unit] = 0;
+    for (size_t at = 0; at < UNIT_BYTES; at += size) {
+        struct block *block = (struct block *)(unit_at(arena, unit) + at);
+        arena->live[unit] += is_live(arena, block, size);
+    }
+    for (size_t at = 0; arena->live[unit] && at < UNIT_BYTES; at += size) {
+        struct block *block = (struct block *)(unit_at(arena, unit) + at);
+        if (!is_live(arena, block, size)) {
+            block->saved = 0;
+            put_spare(arena, class, block);
+        }
+    }
+    return arena->live[unit] ? 1 : 0;
+}
+
+/* The units from `unit` on that stay, 0: it is free. */
+static size_t sweep_unit(struct arena *arena, size_t unit)
+{
+    uint8_t use = arena->head->table[unit];
+    if (use && use <= N_CLASSES)
+        return sweep_class(arena, unit, use - 1u);
+    const struct block *block = (const struct block *)unit_at(arena, unit);
+    size_t bytes = use == RUN ? run_bytes(arena->head, unit, block) : 0;
+    return bytes && is_live(arena, block, bytes) ? bytes / UNIT_BYTES : 0;
+}
+
+/* Free what nothing is saved of. */
+static void sweep(struct arena *arena)
+{
+    size_t n_units = arena->head->n_units, unit = head_units(n_units), freed = 0;
+    while (unit < n_units) {
+        size_t kept = sweep_unit(arena, unit);
+        if (kept == 0) {
+            arena->head->table[unit++] = 0;
+            freed++;
+            continue;
+        }
+        if (freed)
+            discard(arena, unit - freed, freed);
+        freed = 0;
+        unit += kept;
+    }
+    if (freed)
+        discard(arena, unit - freed, freed);
+}
+
+static bool is_used(uint8_t use)
+{
+    return use == RUN || (use && use <= N_CLASSES);
+}
+
+void arena_each(struct arena *arena, arena_visit *visit, void *context)
+{
+    for (size_t unit = head_units(arena->head->n_units); unit < arena->head->n_units; unit++) {
+        uint8_t use = arena->head->table[unit];
+        size_t step = use == RUN ? UNIT_BYTES : is_used(use) ? class_size(use - 1u) : UNIT_BYTES;
+        for (size_t at = 0; is_used(arena->head->table[unit]) && at < UNIT_BYTES; at += step) {
+            struct block *block = (struct block *)(unit_at(arena, unit) + at);
+            if (!is_saved(block))
+                continue;
+            block->begin = block->saved >> 32;
+            block->end = (uint32_t)block->saved;
+            visit(context, block);
+        }
+    }
 }

@@ -1,18 +1,22 @@
 /* The memory of all bytes that were read and not yet written; arena.c has the theory. */
 #ifndef SYSUP_ARENA_H
 #define SYSUP_ARENA_H
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
 struct arena;
 
-/* A piece of it. `begin` and `end` say what of `data` is pending. */
+/* A piece of it. `begin` and `end` say what of `data` is in use. What outlives the process
+ * is what `saved` says of it: nothing, where that is 0. */
 struct block {
-    uint64_t owner; /* id of the stream or sink; 0: free */
-    uint32_t kind;  /* enum pending_kind */
+    uint64_t owner; /* id of the stream or sink */
+    uint32_t kind;  /* enum pending_kind or block_kind */
     uint32_t size;  /* of data */
     uint64_t begin;
     uint64_t end;
+    uint64_t saved;  /* see block_range */
+    uint64_t serial; /* of the taking: older ones have lower numbers */
     char data[];
 };
 
@@ -22,19 +26,79 @@ enum {
     BLOCK_UNIT = UNIT_BYTES - sizeof(struct block), /* a block that fills a unit */
 };
 
-/* `memfd` -1: memory of this process alone. */
+/* Beside those of enum pending_kind. */
+enum block_kind {
+    BLOCK_RAW = 16,  /* what a read brought a stream whose lines are looked at one by one */
+    BLOCK_STREAM,    /* struct saved_stream */
+    BLOCK_SINK,      /* struct saved_sink */
+    BLOCK_LABEL,     /* struct label */
+    BLOCK_SENT,      /* what sendmmsg(2) says of it */
+};
+
+/* The read that is under way: a process that dies of SIGKILL does not say whether it was.
+ * So the window's last bytes are filled with a pattern, to be found or not. */
+struct reading {
+    uint64_t window; /* offset of the bytes it fills; 0: no read is under way */
+    uint64_t stream;
+    uint64_t before; /* bytes that the stream had brought */
+    uint64_t length;
+    uint64_t filled; /* of the window's bytes, the last: as many as `length` if all are */
+};
+
+/* `memfd` -1: memory of this process alone. An empty one is made an arena; what another
+ * process left in one is taken over; -EPROTO: it is none, or of another version. */
 int arena_new(int memfd, struct arena **ret_arena);
 void arena_free(struct arena *arena);
-/* A block of at least `size` bytes; NULL: no memory. Any thread, as all of these. */
+bool arena_outlives(const struct arena *arena);
+/* From now on nothing that is saved is given back, but by arena_release. */
+void arena_freeze(struct arena *arena);
+/* A block of at least `size` bytes, nothing of it saved; NULL: no memory. Any thread. */
 struct block *arena_take(struct arena *arena, uint64_t owner, uint32_t kind, size_t size);
-void arena_give(struct arena *arena, struct block *block); /* NULL: nothing */
-/* The block, or another with its content and room for `size` bytes of it; NULL: no memory,
- * it stays. What is before `begin` is dropped, and where `begin` is within 8 bytes kept. */
+void arena_give(struct arena *arena, struct block *block); /* NULL: nothing; any thread */
+void arena_release(struct arena *arena, struct block *block);
+/* The block, or another with its content (and as much of it saved) and room for `size`
+ * bytes of it; NULL: no memory, it stays. What is before `begin` is dropped, and where
+ * `begin` is within 8 bytes kept. */
 struct block *arena_grow(struct arena *arena, struct block *block, size_t size);
+/* The same, always another. */
+struct block *arena_renew(struct arena *arena, struct block *block, size_t size);
+
+/* Changes of words in the arena that a process's death leaves all done or all undone: note
+ * them, at most CHANGES, then commit. The pump's thread alone. */
+enum { CHANGES = 24 };
+void arena_change(struct arena *arena, uint64_t *word, uint64_t value);
+void arena_commit(struct arena *arena);
+
+/* Of the pump's thread too. */
+struct reading *arena_reading(struct arena *arena);
+/* Open it, and close it: with nothing read, or with less than was expected. */
+void arena_expect(struct arena *arena, const struct reading *reading, char *window);
+void arena_got(struct arena *arena, size_t length);
+/* Of a read that a process has died in: the bytes that came. */
+size_t arena_found(const struct arena *arena);
+
+uint64_t arena_offset(const struct arena *arena, const void *at);
+void *arena_at(const struct arena *arena, uint64_t offset);
+/* The block that these bytes belong to. */
+struct block *arena_block(const struct arena *arena, uint64_t offset);
+/* Every block of which something is saved; begin and end are set by that. */
+typedef void arena_visit(void *context, struct block *block);
+void arena_each(struct arena *arena, arena_visit *visit, void *context);
 
 static inline size_t block_holds(const struct block *block)
 {
     return block ? (size_t)(block->end - block->begin) : 0;
+}
+
+/* The value of `saved` for all that is in use now. */
+static inline uint64_t block_range(const struct block *block)
+{
+    return block->begin < block->end ? block->begin << 32 | block->end : 0;
+}
+
+static inline void block_save(struct arena *arena, struct block *block)
+{
+    arena_change(arena, &block->saved, block_range(block));
 }
 
 #endif

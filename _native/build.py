@@ -17,6 +17,7 @@ SOURCES = (
     "proc.c",
     "pump.c",
     "arena.c",
+    "restore.c",
     "stream.c",
     "lines.c",
     "outlet.c",

@@ -18,10 +18,12 @@
  * room for. */
 #include "pump.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +36,106 @@ enum { POLLED_BYTES = 512 }; /* a pipe that polls writable takes PIPE_BUF, a ter
 
 static const int64_t look_pause = 5 * MILLISECOND;
 static const int64_t poll_pause = 10 * MILLISECOND;
+
+/* ---- a write that another process has died in ------------------------------------ */
+
+/* Where in it the file has what comes next: how many of its first bytes. A write that is cut
+ * off by SIGKILL ends at a page's end (generic_perform_write), and others may append too. */
+static size_t bytes_at(const char *found, size_t n, uint64_t at, const struct block *batch, bool first)
+{
+    enum { PAGE = 4096 };
+    const char *data = batch->data + batch->begin;
+    size_t most = block_holds(batch) < n ? block_holds(batch) : n, same = 0;
+    while (same < most && found[same] == data[same])
+        same++;
+    bool ends = same == block_holds(batch) || (at + same) % PAGE == 0 || (first && same == n);
+    return ends ? same : 0;
+}
+
+/* How much of the batch was written from `size` on. */
+static size_t written_since(int fd, uint64_t size, struct block *batch, size_t length)
+{
+    size_t room = length + ((size_t)1 << 20), same = 0;
+    char *found = malloc(room);
+    ssize_t n = found ? pread(fd, found, room, (off_t)size) : -1;
+    uint64_t end = batch->end;
+    batch->end = batch->begin + length;
+    for (size_t at = 0; n > 0 && at < (size_t)n && !same; at++)
+        if (found[at] == batch->data[batch->begin])
+            same = bytes_at(found + at, (size_t)n - at, size + at, batch, at == 0);
+    batch->end = end;
+    free(found);
+    return same;
+}
+
+/* The file of that number among those of its directory, where it may have been renamed. */
+static int find_inode(const struct file *file, const struct saved_sink *saved)
+{
+    int found = -1;
+    DIR *directory = opendir(file->directory);
+    const struct dirent *entry;
+    struct stat st;
+    while (directory && found < 0 && (entry = readdir(directory))) {
+        if (entry->d_ino != saved->inode)
+            continue;
+        found = openat(dirfd(directory), entry->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        if (found >= 0 && (fstat(found, &st) < 0 || st.st_dev != saved->device || st.st_ino != saved->inode)) {
+            close(found);
+            found = -1;
+        }
+    }
+    if (directory)
+        closedir(directory);
+    return found;
+}
+
+static int open_written(const struct file *file, const struct saved_sink *saved)
+{
+    char path[32];
+    struct stat st;
+    if (fstat(file->fd, &st) < 0 || st.st_dev != saved->device || st.st_ino != saved->inode)
+        return file->path ? find_inode(file, saved) : -1;
+    snprintf(path, sizeof path, "/proc/self/fd/%d", file->fd);
+    return open(path, O_RDONLY | O_CLOEXEC);
+}
+
+/* The file has these bytes of the batch. */
+static void took(struct sink *sink, size_t n)
+{
+    bool cut = sink->batch->data[sink->batch->begin + n - 1] != '\n';
+    sink->file.line_ends = !cut;
+    arena_change(sink->target.pump->arena, &sink->saved->cut, cut);
+    sink_took(sink, n);
+}
+
+/* A process that dies in a write, or just after, does not say how much it wrote. */
+static void settle(struct sink *sink)
+{
+    struct saved_sink *saved = sink->saved;
+    size_t length = saved->writing < sink_holds(sink) ? (size_t)saved->writing : sink_holds(sink);
+    int fd = length ? open_written(&sink->file, saved) : -1;
+    size_t written = fd >= 0 ? written_since(fd, saved->size, sink->batch, length) : 0;
+    if (fd >= 0)
+        close(fd);
+    if (written)
+        took(sink, written);
+    saved->writing = 0;
+}
+
+/* Say what will be written, for settle. */
+static void announce(struct sink *sink, size_t length)
+{
+    struct saved_sink *saved = sink->saved;
+    struct stat st;
+    if (!sink->file.rotates || !arena_outlives(sink->target.pump->arena) || fstat(sink->file.fd, &st) < 0)
+        return;
+    saved->size = (uint64_t)st.st_size;
+    saved->device = st.st_dev;
+    saved->inode = st.st_ino;
+    atomic_signal_fence(memory_order_seq_cst);
+    saved->writing = length;
+    atomic_signal_fence(memory_order_seq_cst);
+}
 
 /* ---- opening --------------------------------------------------------------------- */
 
@@ -144,10 +246,13 @@ static int use(struct sink *sink, int fd)
     file->device = st.st_dev;
     file->inode = st.st_ino;
     file->made = time_made(fd, &st);
+    file->line_ends = file->line_ends && !sink->saved->cut;
+    if (sink->saved->writing)
+        settle(sink);
     if (file->size == 0) {
         file->line_ends = true;
         if (sink_holds(sink) == 0)
-            sink->open_line = NULL;
+            sink->open_line = 0;
     }
     give_to_owner(sink, &st);
     return 0;
@@ -171,8 +276,9 @@ bool file_is_ours(const struct file *file)
 
 /* ---- writing --------------------------------------------------------------------- */
 
-static ssize_t write_some(const struct file *file, const char *data, size_t length)
+static ssize_t write_some(struct sink *sink, const char *data, size_t length)
 {
+    const struct file *file = &sink->file;
     if (file->how == HOW_SEND)
         return send(file->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (file->how == HOW_POLLED) {
@@ -184,7 +290,11 @@ static ssize_t write_some(const struct file *file, const char *data, size_t leng
         if (length > POLLED_BYTES)
             length = POLLED_BYTES;
     }
-    return write(file->fd, data, length);
+    announce(sink, length);
+    ssize_t n = write(file->fd, data, length);
+    if (n <= 0)
+        sink->saved->writing = 0;
+    return n;
 }
 
 static int wait_for_room(struct sink *sink)
@@ -210,12 +320,11 @@ static int cannot_write(struct sink *sink, int error)
     return 0;
 }
 
-static void wrote(struct sink *sink, const char *data, size_t n)
+static void wrote(struct sink *sink, size_t n)
 {
     struct file *file = &sink->file;
     file->size += n;
-    file->line_ends = data[n - 1] == '\n';
-    sink_took(sink, n);
+    took(sink, n);
     if (file->options.flags & SINK_SYNC && atomic_exchange(&file->clean, false))
         target_tell(&sink->target, PUMP_SINK_DIRTY, 0, false);
 }
@@ -248,12 +357,12 @@ static int file_flush(struct sink *sink)
                 return rc;
             continue;
         }
-        ssize_t n = write_some(file, data, length);
+        ssize_t n = write_some(sink, data, length);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
             return cannot_write(sink, n < 0 ? errno : EIO);
-        wrote(sink, data, (size_t)n);
+        wrote(sink, (size_t)n);
     }
     unwatch(sink);
     return 0;
@@ -266,12 +375,12 @@ static int finish_line(struct sink *sink)
     while (!file->line_ends && sink_holds(sink)) {
         const char *data = sink->batch->data + sink->batch->begin;
         const char *newline = memchr(data, '\n', sink_holds(sink));
-        ssize_t n = write_some(file, data, newline ? (size_t)(newline + 1 - data) : sink_holds(sink));
+        ssize_t n = write_some(sink, data, newline ? (size_t)(newline + 1 - data) : sink_holds(sink));
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
             return n < 0 ? -errno : -EIO;
-        wrote(sink, data, (size_t)n);
+        wrote(sink, (size_t)n);
     }
     return 0;
 }
@@ -283,8 +392,11 @@ static int file_open_again(struct sink *sink)
     struct file *file = &sink->file;
     bool insists = sink->insists;
     sink->insists = false;
-    if (!file->path)
+    if (!file->path) {
+        if (sink->saved->writing)
+            settle(sink);
         return 0;
+    }
     if (file->fd >= 0 && file->rotates && !file->line_ends && sink_holds(sink)) {
         int rc = finish_line(sink);
         if (rc == 0 && !file->line_ends)
@@ -395,7 +507,7 @@ int sink_file_new(struct pump *pump, uint64_t id, const struct file_spec *spec, 
     sink->max_held = file->options.max_held;
     int rc = spec->flags & SINK_BORROWED_FD ? borrow(file, spec->fd) : name_file(file, spec->path);
     if (rc == 0)
-        rc = sink_init(sink, pump, id, &file_kind);
+        rc = sink_init(sink, pump, id, spec->key, &file_kind);
     if (rc < 0) {
         if (file->fd >= 0)
             close(file->fd);

@@ -18,6 +18,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -39,6 +40,8 @@ enum {
     LINES_BUFFER = 1 << 20,
     LARGE_BYTES = 1 << 16,
 };
+
+#define UNSENT UINT32_MAX
 
 static const int64_t pause_least = MILLISECOND;
 static const int64_t pause_most = 8 * MILLISECOND;
@@ -76,17 +79,23 @@ static bool enter_record(const struct sink *sink, struct cursor *cursor, size_t 
     return true;
 }
 
-/* The batch begins where the cursor is: what is left of a record gets a head of its own,
- * over bytes that are gone. */
+static bool enter_first(const struct sink *sink, struct cursor *cursor)
+{
+    bool found = enter_record(sink, cursor, sink->batch->begin);
+    cursor->at += sink->skip;
+    return found;
+}
+
+/* The batch begins where the cursor is: at a record, of which some bytes may be gone. */
 static void begin_at(struct sink *sink, const struct cursor *cursor)
 {
     struct block *batch = sink->batch;
     size_t begin = next_record(cursor->end);
+    sink->skip = 0;
     if (cursor->at < cursor->end) {
-        struct record rest = cursor->record;
-        rest.length = (uint32_t)(cursor->end - cursor->at);
-        begin = cursor->at - sizeof rest;
-        memcpy(batch->data + begin, &rest, sizeof rest);
+        size_t first = cursor->end - cursor->record.length;
+        begin = first - sizeof cursor->record;
+        sink->skip = cursor->at - first;
     }
     if (begin > batch->end)
         begin = batch->end;
@@ -160,13 +169,13 @@ struct entry {
     struct cursor after;
 };
 
-/* "<N>", which is taken off; else the outlet's priority. */
-static int priority_of(const struct outlet *outlet, const char **line, size_t *length)
+/* "<N>", which is taken off; else the label's. */
+static int priority_of(const struct label *label, const char **line, size_t *length)
 {
     const char *text = *line;
-    if (!(outlet->flags & OUTLET_LEVEL_PREFIX) || *length < 3 || text[0] != '<' || text[2] != '>' ||
+    if (!(label->flags & OUTLET_LEVEL_PREFIX) || *length < 3 || text[0] != '<' || text[2] != '>' ||
         text[1] < '0' || text[1] > '7')
-        return outlet->priority;
+        return label->priority;
     *line += 3;
     *length -= 3;
     return text[1] - '0';
@@ -180,14 +189,14 @@ static struct iovec part(const void *data, size_t length)
 /* The next line. */
 static void read_entry(const struct sink *sink, struct cursor *cursor, struct entry *entry)
 {
-    const struct label *label = cursor->record.label;
+    const struct label *label = arena_at(sink->target.pump->arena, cursor->record.label);
     const char *line = sink->batch->data + cursor->at;
     size_t left = cursor->end - cursor->at;
     const char *newline = memchr(line, '\n', left);
     size_t length = newline ? (size_t)(newline - line) : left;
     bool partial = !newline && cursor->record.flags & RECORD_PARTIAL;
     cursor->at += length + (newline != NULL);
-    int priority = priority_of(label->outlet, &line, &length);
+    int priority = priority_of(label, &line, &length);
     const char *head = priorities[partial][priority];
     entry->parts[0] = part(label->data, label->length);
     entry->parts[1] = part(head, strlen(head));
@@ -201,7 +210,7 @@ static int read_entries(const struct sink *sink, struct entry *entries)
 {
     struct cursor cursor = {0};
     int n = 0;
-    bool more = enter_record(sink, &cursor, sink->batch->begin);
+    bool more = enter_first(sink, &cursor);
     while (more && n < ENTRIES) {
         if (cursor.at < cursor.end)
             read_entry(sink, &cursor, &entries[n++]);
@@ -229,7 +238,44 @@ static int fill_memfd(int memfd, const struct entry *entry)
     return 0;
 }
 
-static int send_memfd(int fd, int memfd)
+static int note_sent(struct sink *sink)
+{
+    if (sink->sent)
+        return 0;
+    uint64_t owner = block_of(sink->saved)->owner;
+    size_t size = ENTRIES * sizeof(struct mmsghdr);
+    struct block *block = arena_take(sink->target.pump->arena, owner, BLOCK_SENT, size);
+    if (!block)
+        return -ENOMEM;
+    block->end = size;
+    block->saved = block_range(block);
+    sink->sent = block;
+    return 0;
+}
+
+/* Send messages, and have the kernel note how much of each is sent where the next process
+ * can see it: it writes msg_len in the call, so no signal comes between. */
+static int send_noted(struct sink *sink, const struct msghdr *messages, int n)
+{
+    int rc = note_sent(sink);
+    if (rc < 0)
+        return rc;
+    struct mmsghdr *sent = (struct mmsghdr *)sink->sent->data;
+    for (int i = 0; i < n; i++)
+        sent[i] = (struct mmsghdr){.msg_hdr = messages[i], .msg_len = UNSENT};
+    sink->saved->size = sink->journal.owes_newline;
+    atomic_signal_fence(memory_order_seq_cst);
+    sink->saved->writing = (uint64_t)n;
+    atomic_signal_fence(memory_order_seq_cst);
+    rc = sendmmsg(sink->journal.fd, sent, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (rc < 0) {
+        rc = -errno;
+        sink->saved->writing = 0;
+    }
+    return rc;
+}
+
+static int send_memfd(struct sink *sink, int memfd)
 {
     union {
         char room[CMSG_SPACE(sizeof(int))];
@@ -241,7 +287,8 @@ static int send_memfd(int fd, int memfd)
     head->cmsg_type = SCM_RIGHTS;
     head->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(head), &memfd, sizeof memfd);
-    return sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+    int sent = send_noted(sink, &message, 1);
+    return sent < 0 ? sent : 0;
 }
 
 /* An entry too large for a datagram. */
@@ -252,7 +299,7 @@ static int send_large(struct sink *sink, const struct entry *entry)
         return -errno;
     int rc = fill_memfd(memfd, entry);
     if (rc == 0)
-        rc = send_memfd(sink->journal.fd, memfd);
+        rc = send_memfd(sink, memfd);
     close(memfd);
     return rc;
 }
@@ -260,15 +307,14 @@ static int send_large(struct sink *sink, const struct entry *entry)
 /* How many of them are sent, at least one; or -errno. */
 static int send_entries(struct sink *sink, struct entry *entries, int n)
 {
-    struct mmsghdr messages[ENTRIES];
+    struct msghdr messages[ENTRIES];
     for (int i = 0; i < n; i++)
-        messages[i] = (struct mmsghdr){
-            .msg_hdr = {.msg_iov = entries[i].parts, .msg_iovlen = (size_t)entries[i].n_parts}};
-    int sent = sendmmsg(sink->journal.fd, messages, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
+        messages[i] = (struct msghdr){.msg_iov = entries[i].parts, .msg_iovlen = (size_t)entries[i].n_parts};
+    int sent = send_noted(sink, messages, n);
     if (sent >= 0)
         return sent;
-    if (errno != EMSGSIZE && (errno != ENOBUFS || entry_bytes(entries) < LARGE_BYTES))
-        return -errno;
+    if (sent != -EMSGSIZE && (sent != -ENOBUFS || entry_bytes(entries) < LARGE_BYTES))
+        return sent;
     int rc = send_large(sink, &entries[0]);
     return rc < 0 ? rc : 1;
 }
@@ -311,7 +357,7 @@ static void read_runs(const struct sink *sink, struct runs *runs)
     runs->n = 0;
     if (sink->journal.owes_newline)
         runs->parts[runs->n++] = part("\n", 1);
-    bool more = enter_record(sink, &cursor, sink->batch->begin);
+    bool more = enter_first(sink, &cursor);
     runs->pid = more ? cursor.record.pid : 0;
     size_t room = RUN_BYTES - (size_t)runs->n - 1;
     while (more && cursor.record.pid == runs->pid && runs->n + 2 <= RUNS) {
@@ -343,7 +389,7 @@ static void took_runs(struct sink *sink, size_t n)
         sink->journal.owes_newline = false;
         n--;
     }
-    bool more = enter_record(sink, &cursor, sink->batch->begin);
+    bool more = enter_first(sink, &cursor);
     while (more) {
         size_t length = cursor.end - cursor.at;
         const char *data = sink->batch->data + cursor.at;
@@ -364,11 +410,12 @@ static void took_runs(struct sink *sink, size_t n)
         begin_at(sink, &cursor);
         if (n == 0)
             return;
-        more = enter_record(sink, &cursor, sink->batch->begin);
+        more = enter_first(sink, &cursor);
     }
 }
 
-static ssize_t send_runs(const struct sink *sink, struct runs *runs, bool credentials)
+/* Returns the bytes that were sent, or -errno. */
+static ssize_t send_runs(struct sink *sink, struct runs *runs, bool credentials)
 {
     union {
         char room[CMSG_SPACE(sizeof(struct ucred))];
@@ -385,7 +432,8 @@ static ssize_t send_runs(const struct sink *sink, struct runs *runs, bool creden
         head->cmsg_len = CMSG_LEN(sizeof ucred);
         memcpy(CMSG_DATA(head), &ucred, sizeof ucred);
     }
-    return sendmsg(sink->journal.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+    int sent = send_noted(sink, &message, 1);
+    return sent < 0 ? sent : (ssize_t)((struct mmsghdr *)sink->sent->data)->msg_len;
 }
 
 static int flush_lines(struct sink *sink)
@@ -401,12 +449,12 @@ static int flush_lines(struct sink *sink)
             break;
         }
         ssize_t n = send_runs(sink, &runs, sink->journal.credentials);
-        if (n < 0 && (errno == ESRCH || errno == EPERM)) /* it is gone; or we may not */
+        if (n == -ESRCH || n == -EPERM) /* it is gone; or we may not */
             n = send_runs(sink, &runs, false);
-        if (n < 0 && errno == EINTR)
+        if (n == -EINTR)
             continue;
         if (n < 0)
-            return cannot_send(sink, errno);
+            return cannot_send(sink, (int)-n);
         took_runs(sink, (size_t)n);
     }
     stop_watching(sink);
@@ -447,9 +495,30 @@ static void journal_close(struct sink *sink)
     sink->journal.fd = -1;
 }
 
+/* Another process has died in a send, perhaps: take what it says was sent. */
+static void settle(struct sink *sink)
+{
+    const struct mmsghdr *sent = (const struct mmsghdr *)sink->sent->data;
+    struct entry entries[ENTRIES];
+    if (sink->journal.header) {
+        sink->journal.owes_newline = sink->saved->size;
+        if (sent[0].msg_len != UNSENT)
+            took_runs(sink, sent[0].msg_len);
+    } else {
+        int n = read_entries(sink, entries), taken = 0;
+        while (taken < n && (uint64_t)taken < sink->saved->writing && sent[taken].msg_len != UNSENT)
+            taken++;
+        if (taken)
+            begin_at(sink, &entries[taken - 1].after);
+    }
+    sink->saved->writing = 0;
+}
+
 static int journal_open(struct sink *sink)
 {
     struct journal *journal = &sink->journal;
+    if (sink->saved->writing && sink->batch && sink->sent)
+        settle(sink);
     bool lines = journal->header != NULL;
     int type = (lines ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC | SOCK_NONBLOCK;
     int fd = socket(AF_UNIX, type, 0);
@@ -470,6 +539,7 @@ static int journal_open(struct sink *sink)
 
 static void journal_free(struct sink *sink)
 {
+    arena_give(sink->target.pump->arena, sink->sent);
     free(sink->journal.path);
     free(sink->journal.header);
 }
@@ -499,9 +569,10 @@ int sink_journal_new(struct pump *pump, uint64_t id, const struct journal_spec *
     journal->header = spec->header ? strdup(spec->header) : NULL;
     sink->refresh_ms = spec->refresh_ms;
     sink->max_held = spec->max_held;
+    sink->target.pump = pump;
     int rc = journal->path && (journal->header || !spec->header) ? 0 : -ENOMEM;
     if (rc == 0)
-        rc = sink_init(sink, pump, id, &journal_kind);
+        rc = sink_init(sink, pump, id, spec->key, &journal_kind);
     if (rc < 0) {
         journal_free(sink);
         free(sink);

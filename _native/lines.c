@@ -9,12 +9,23 @@
  * There are two ways to read. Directly, when nothing is done to a line: into the batch.
  * Else into a buffer of the pump, and from there line by line: `fate` remembers what was
  * decided about a line while it comes in pieces, so it is taken or left out as a whole.
- * That is also how lines are left out when the sink is full. */
+ * That is also how lines are left out when the sink is full.
+ *
+ * Both end in one change of the arena: the batch grows, the unfinished line is another,
+ * what was read is passed on. Where the batch must be written in the midst of a read, the
+ * change is up to the line that has no room, and the rest of the read stays as it is. */
 #include "pump.h"
 
 #include <errno.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
+
+enum {
+    BLIND_BYTES = 4096, /* of one read of what does not say how much it has ... */
+    LAST_BYTES = 64,    /* ... and of a pipe that says it has nothing: its end, mostly */
+    FILLED_BYTES = 8,
+};
 
 /* ---- the unfinished line --------------------------------------------------------- */
 
@@ -47,19 +58,74 @@ size_t lines_held(const struct stream *stream)
     return block_holds(stream->partial);
 }
 
+/* ---- reading --------------------------------------------------------------------- */
+
+/* What read(2) does, or -errno. Where the arena outlives the process, so that the next one
+ * can tell whether the bytes have come: a pipe that has n bytes gives n. */
+static ssize_t read_into(struct stream *stream, char *window, size_t limit)
+{
+    struct arena *arena = stream->target.pump->arena;
+    if (!arena_outlives(arena)) {
+        ssize_t got = read(stream->fd, window, limit);
+        return got < 0 ? -errno : got;
+    }
+    int unread = 0;
+    bool tells = stream->is_pipe && ioctl(stream->fd, FIONREAD, &unread) == 0 && unread > 0;
+    size_t most = tells ? (size_t)unread : stream->is_pipe ? LAST_BYTES : BLIND_BYTES;
+    if (most < limit)
+        limit = most;
+    struct reading reading = {
+        .stream = stream->target.id,
+        .before = stream_bytes(stream),
+        .length = limit,
+        .filled = tells && limit > FILLED_BYTES ? FILLED_BYTES : limit,
+    };
+    arena_expect(arena, &reading, window);
+    ssize_t n = read(stream->fd, window, limit);
+    int error = errno;
+    arena_got(arena, n < 0 ? 0 : (size_t)n);
+    return n < 0 ? -error : n;
+}
+
+/* All that has changed, at once; `source` is what was passed on, `spent` the unfinished
+ * line that was. */
+static void save(struct stream *stream, enum fate fate, struct block *source, struct block *spent)
+{
+    struct arena *arena = stream->target.pump->arena;
+    struct saved_stream *saved = stream->saved;
+    struct losses losses;
+    stream_losses(stream, &losses);
+    sink_save(stream->sink);
+    if (stream->partial)
+        block_save(arena, stream->partial);
+    if (source)
+        block_save(arena, source);
+    if (spent)
+        arena_change(arena, &spent->saved, 0);
+    arena_change(arena, &saved->bytes, stream_bytes(stream));
+    arena_change(arena, &saved->fate, fate);
+    arena_change(arena, &saved->losses.dropped_lines, losses.dropped_lines);
+    arena_change(arena, &saved->losses.dropped_bytes, losses.dropped_bytes);
+    arena_change(arena, &saved->losses.suppressed_lines, losses.suppressed_lines);
+    arena_change(arena, &saved->losses.suppressed_bytes, losses.suppressed_bytes);
+    arena_change(arena, &arena_reading(arena)->window, 0);
+    arena_commit(arena);
+    arena_give(arena, spent);
+}
+
 /* ---- directly -------------------------------------------------------------------- */
 
 static bool interrupts(const struct stream *stream)
 {
     const struct sink *sink = stream->sink;
-    return sink->open_line && sink->open_line != stream && !sink->kind->records;
+    return sink->open_line && sink->open_line != line_mark(stream) && !sink->kind->records;
 }
 
 static char *put_record(struct stream *stream, char *to, size_t length, uint32_t flags)
 {
     struct record record = {
         .stream = stream->target.id,
-        .label = stream->label,
+        .label = arena_offset(stream->target.pump->arena, stream->label),
         .pid = stream->pid,
         .flags = flags,
         .length = (uint32_t)length,
@@ -97,9 +163,9 @@ static ssize_t read_directly(struct stream *stream, size_t limit)
     if (!base)
         return -ENOMEM;
     char *fresh = base + gap;
-    ssize_t n = read(stream->fd, fresh, limit);
+    ssize_t n = read_into(stream, fresh, limit);
     if (n <= 0)
-        return n < 0 ? -errno : 0;
+        return n;
     size_t length = (size_t)n;
     stream_took(stream, fresh, length, limit);
     char *newline = memrchr(fresh, '\n', length);
@@ -117,17 +183,17 @@ static ssize_t read_directly(struct stream *stream, size_t limit)
         whole = length;
         rest = 0;
     }
-    if (!whole) {
-        partial_add(stream, fresh, rest);
-        return n;
+    struct block *spent = NULL;
+    if (whole) {
+        fill_gap(stream, base, whole, piece ? RECORD_PARTIAL : 0);
+        spent = stream->partial;
+        stream->partial = partial;
+        sink_commit(sink, sink_align(sink, fresh + whole));
+        sink->open_line = piece ? line_mark(stream) : 0;
+        stream->fate = piece ? FATE_KEPT : FATE_OPEN;
     }
-    fill_gap(stream, base, whole, piece ? RECORD_PARTIAL : 0);
-    lines_forget(stream);
-    stream->partial = partial;
     partial_add(stream, fresh + whole, rest);
-    sink_commit(sink, sink_align(sink, fresh + whole)); /* last: its padding may lie on the rest */
-    sink->open_line = piece ? stream : NULL;
-    stream->fate = piece ? FATE_KEPT : FATE_OPEN;
+    save(stream, stream->fate, NULL, spent);
     return n;
 }
 
@@ -136,6 +202,9 @@ static ssize_t read_directly(struct stream *stream, size_t limit)
 /* A read that is passed on line by line. */
 struct work {
     struct stream *stream;
+    struct block *source; /* what was read, from what is not passed on yet; or NULL */
+    struct block *spent;  /* the unfinished line, when it was passed on */
+    enum fate fate;       /* the stream's, before the line that is being passed on */
     char *to;         /* where the batch goes on; NULL: not asked for yet */
     char *room_end;
     char *record;     /* the header of the run of lines so far, or NULL */
@@ -155,12 +224,14 @@ static void close_record(struct work *work)
     work->flags = 0;
 }
 
-static void commit(struct work *work)
+static void commit(struct work *work, enum fate fate)
 {
     close_record(work);
     if (work->to)
         sink_commit(work->stream->sink, work->to);
     work->to = work->room_end = NULL;
+    save(work->stream, fate, work->source, work->spent);
+    work->spent = NULL;
 }
 
 /* Room for `size` bytes at `to`; writes the batch where there is little. False: no memory. */
@@ -170,7 +241,7 @@ static bool make_room(struct work *work, size_t size)
     size += 1 + sizeof(struct record) + 8;
     if (work->to && (size_t)(work->room_end - work->to) >= size)
         return true;
-    commit(work);
+    commit(work, work->fate);
     if (sink_holds(sink) >= BATCH_BYTES && sink->state == SINK_READY)
         sink_flush(sink);
     work->to = sink_room(sink, size);
@@ -196,10 +267,10 @@ static void put_piece(struct work *work, const char *text, size_t length, unsign
     } else if (interrupts(stream)) {
         *work->to++ = '\n';
     }
-    if (!(piece & PIECE_FIRST) && sink->open_line != stream)
+    if (!(piece & PIECE_FIRST) && sink->open_line != line_mark(stream))
         piece |= PIECE_RESUMED;
     work->to = outlet_put(outlet, stream->label, work->to, text, length, piece);
-    sink->open_line = piece & PIECE_LAST || outlet->format == FORMAT_JSON ? NULL : stream;
+    sink->open_line = piece & PIECE_LAST || outlet->format == FORMAT_JSON ? 0 : line_mark(stream);
     if (!(piece & PIECE_LAST)) {
         work->flags = work->over ? 0 : RECORD_PARTIAL;
         close_record(work);
@@ -211,6 +282,7 @@ static void take_piece(struct work *work, const char *text, size_t length, bool 
 {
     struct stream *stream = work->stream;
     unsigned piece = ends ? PIECE_LAST : 0;
+    work->fate = stream->fate;
     bool judged = stream->fate == FATE_OPEN;
     if (judged) {
         piece |= PIECE_FIRST;
@@ -220,8 +292,8 @@ static void take_piece(struct work *work, const char *text, size_t length, bool 
     if (stream->fate == FATE_KEPT && work->full) {
         stream->fate = FATE_DROPPED; /* the rest of a line that was begun */
         judged = true;
-        if (stream->sink->open_line == stream)
-            stream->sink->open_line = stream->sink;
+        if (stream->sink->open_line == line_mark(stream))
+            stream->sink->open_line = LINE_OF_NOBODY;
     }
     if (stream->fate == FATE_KEPT)
         put_piece(work, text, length, piece);
@@ -231,12 +303,22 @@ static void take_piece(struct work *work, const char *text, size_t length, bool 
         stream->fate = FATE_OPEN;
 }
 
-/* The unfinished line, to which more was added; `ends`: its newline follows. */
-static void take_partial(struct work *work, bool ends)
+/* A piece of what was read. */
+static void take_read(struct work *work, const char *text, size_t length, bool ends)
+{
+    work->source->begin = (uint64_t)(text - work->source->data);
+    take_piece(work, text, length, ends);
+}
+
+/* The unfinished line, to which was added what comes before `text`; `ends`: its newline
+ * follows. */
+static void take_partial(struct work *work, const char *text, bool ends)
 {
     struct stream *stream = work->stream;
+    work->source->begin = (uint64_t)(text - work->source->data);
     take_piece(work, stream->partial->data, lines_held(stream), ends);
-    lines_forget(stream);
+    work->spent = stream->partial;
+    stream->partial = NULL;
 }
 
 /* Text without a newline, which `ends` says follows: with the unfinished line before it a
@@ -246,7 +328,7 @@ static void take_text(struct work *work, const char *text, size_t length, bool e
     struct stream *stream = work->stream;
     size_t most = stream->outlet->max_line, held = lines_held(stream);
     if (held) {
-        size_t n = length < most - held ? length : most - held;
+        size_t room = held < most ? most - held : 0, n = length < room ? length : room;
         if (partial_room(stream, held + n)) {
             partial_add(stream, text, n);
             text += n;
@@ -254,38 +336,59 @@ static void take_text(struct work *work, const char *text, size_t length, bool e
         }
         if (length == 0 && !ends)
             return;
-        take_partial(work, ends && length == 0);
+        take_partial(work, text, ends && length == 0);
         if (ends && length == 0)
             return;
     }
     for (; length > most; text += most, length -= most)
-        take_piece(work, text, most, false);
+        take_read(work, text, most, false);
     if (ends)
-        take_piece(work, text, length, true);
+        take_read(work, text, length, true);
     else if (length && partial_room(stream, length))
         partial_add(stream, text, length);
     else if (length)
-        take_piece(work, text, length, false);
+        take_read(work, text, length, false);
+}
+
+static void pass_on(struct stream *stream, struct block *source, bool full)
+{
+    struct work work = {.stream = stream, .source = source, .full = full};
+    const char *from = source->data + source->begin, *end = source->data + source->end, *newline;
+    stamp_refresh(&stream->outlet->stamp);
+    while ((newline = memchr(from, '\n', (size_t)(end - from)))) {
+        take_text(&work, from, (size_t)(newline - from), true);
+        from = newline + 1;
+    }
+    take_text(&work, from, (size_t)(end - from), false);
+    source->begin = source->end;
+    commit(&work, stream->fate);
 }
 
 static ssize_t read_worked(struct stream *stream, size_t limit, bool full)
 {
-    struct work work = {.stream = stream, .full = full};
+    struct pump *pump = stream->target.pump;
+    struct block *scratch = pump->scratch;
     if (limit > WORKED_BYTES)
         limit = WORKED_BYTES;
-    char *from = stream->target.pump->scratch;
-    ssize_t n = read(stream->fd, from, limit);
+    scratch->owner = stream->target.id;
+    scratch->begin = scratch->end = 0;
+    ssize_t n = read_into(stream, scratch->data, limit);
     if (n <= 0)
-        return n < 0 ? -errno : 0;
-    stream_took(stream, from, (size_t)n, limit);
-    stamp_refresh(&stream->outlet->stamp);
-    const char *end = from + n, *newline;
-    while ((newline = memchr(from, '\n', (size_t)(end - from)))) {
-        take_text(&work, from, (size_t)(newline - from), true);
-        from += newline + 1 - from;
-    }
-    take_text(&work, from, (size_t)(end - from), false);
-    commit(&work);
+        return n;
+    scratch->end = (size_t)n;
+    stream_took(stream, scratch->data, (size_t)n, limit);
+    save(stream, stream->fate, scratch, NULL);
+    pass_on(stream, scratch, full);
+    return n;
+}
+
+static ssize_t take_raw(struct stream *stream, bool full)
+{
+    struct block *raw = stream->raw;
+    ssize_t n = (ssize_t)block_holds(raw);
+    pass_on(stream, raw, full);
+    stream->raw = NULL;
+    arena_give(stream->target.pump->arena, raw);
     return n;
 }
 
@@ -293,6 +396,8 @@ static ssize_t read_worked(struct stream *stream, size_t limit, bool full)
 
 ssize_t lines_read(struct stream *stream, size_t limit, bool full)
 {
+    if (stream->raw)
+        return take_raw(stream, full);
     bool works = stream->outlet->works || full || stream->fate == FATE_DROPPED;
     return works ? read_worked(stream, limit, full) : read_directly(stream, limit);
 }
@@ -303,12 +408,15 @@ int lines_end(struct stream *stream)
     size_t held = lines_held(stream);
     const struct outlet *outlet = stream->outlet;
     bool full = outlet->flags & OUTLET_DROP && !sink_takes(sink, outlet);
-    bool finish = outlet->format == FORMAT_PREFIX && (held || sink->open_line == stream);
+    bool finish = outlet->format == FORMAT_PREFIX && (held || sink->open_line == line_mark(stream));
+    struct block *spent = stream->partial;
     if (finish || (held && (outlet->works || stream->fate != FATE_OPEN || full))) {
         struct work work = {.stream = stream, .full = full, .over = true};
         stamp_refresh(&stream->outlet->stamp);
-        take_piece(&work, held ? stream->partial->data : "", held, finish || outlet->format == FORMAT_JSON);
-        commit(&work);
+        take_piece(&work, held ? spent->data : "", held, finish || outlet->format == FORMAT_JSON);
+        stream->partial = NULL;
+        work.spent = spent;
+        commit(&work, stream->fate);
     } else if (held) {
         size_t gap = gap_length(stream);
         char *base = sink_room(sink, gap + 8);
@@ -316,12 +424,14 @@ int lines_end(struct stream *stream)
             return -ENOMEM;
         fill_gap(stream, base, 0, 0);
         sink_commit(sink, sink_align(sink, base + gap));
-        sink->open_line = stream;
+        sink->open_line = line_mark(stream);
+        stream->partial = NULL;
+        save(stream, stream->fate, NULL, spent);
     }
     lines_forget(stream);
     if (stream->outlet->note_at != NEVER)
         outlet_note(stream->outlet, true);
-    if (sink->open_line == stream)
-        sink->open_line = sink; /* of nobody who could go on with it */
+    if (sink->open_line == line_mark(stream))
+        sink->open_line = LINE_OF_NOBODY; /* who could go on with it is gone */
     return 0;
 }

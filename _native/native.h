@@ -151,7 +151,10 @@ struct pump_event {
 
 /* The one pump thread; it starts with all signals blocked. All bytes that were read and
  * not yet written lie in one arena; with `memfd` >= 0 that is the file's memory (made
- * as large as the arena, sparse; duplicated), so that another process can have them. */
+ * as large as the arena, sparse; duplicated). It outlives the process, which may be killed
+ * at any time: a pump that is made of a memfd that holds an arena takes it over. What was
+ * on its way goes on when a stream is added by its old id, a sink opened by its old key.
+ * -EPROTO: it is not empty, and no arena of this version. */
 int pump_new(int32_t memfd, struct pump **ret_pump);
 /* Readable while pump_take has something to give. Owned by the pump. */
 int pump_eventfd(const struct pump *pump);
@@ -169,23 +172,29 @@ int64_t pump_stop(struct pump *pump, int32_t timeout_ms);
 /* After pump_stop, when every stream, outlet and sink was freed. */
 void pump_free(struct pump *pump);
 
+/* In place of pump_stop, for another process to go on: end the thread and close what it
+ * writes to, but write nothing. Streams keep their descriptors, see stream_detach. 0 or
+ * -ETIMEDOUT, as pump_stop. */
+int pump_park(struct pump *pump, int32_t timeout_ms);
+
 enum pending_kind {
     PENDING_LINE = 1,    /* the unfinished line of a stream */
     PENDING_BATCH = 2,   /* whole lines of a sink */
     PENDING_RECORDS = 3, /* the same with a struct record before each run of lines */
 };
 
-/* Bytes in an arena: where in its file, and whose. */
-struct pending {
-    uint64_t owner; /* id of the stream or sink */
-    uint64_t offset;
-    uint64_t length;
+/* What another process has left in the arena, and nobody took up. */
+struct orphan {
+    uint64_t id;     /* of the stream; of a sink: as it was */
+    uint64_t length; /* bytes; of a stream they may be more than a line */
+    const char *key; /* of the sink; NULL: a stream. Until it is taken up or dropped */
     int32_t kind;
 };
 
-/* What the arena in `memfd` holds, whose pump is gone; at most `cap`. Returns how many
- * there are (which may exceed `cap`), -EINVAL: no arena. */
-int64_t arena_pending(int32_t memfd, struct pending *ret_pending, size_t cap);
+/* At most `cap` of them; returns how many there are. In the thread that adds streams and
+ * opens sinks, as pump_drop_orphans, which forgets them and returns their bytes. */
+size_t pump_orphans(struct pump *pump, struct orphan *ret_orphans, size_t cap);
+uint64_t pump_drop_orphans(struct pump *pump);
 
 /* ---- sinks */
 
@@ -198,6 +207,7 @@ enum sink_flags {
 /* A file that streams write to. Strings are copied. */
 struct file_spec {
     const char *path;      /* absolute; NULL with SINK_BORROWED_FD */
+    const char *key;       /* what it is known by to the next process; NULL: not at all */
     const char *suffix;    /* of the next backup, with SINK_STAMPED */
     int64_t rotate_at;     /* CLOCK_REALTIME seconds: rotate then; 0: never */
     uint64_t max_bytes;    /* rotate at a line's end before passing this; 0: never */
@@ -229,6 +239,7 @@ void sink_file_unlock(struct sink *sink);
 /* systemd's journal. */
 struct journal_spec {
     const char *path;       /* of the socket: .../socket, or with `header` .../stdout */
+    const char *key;        /* as of a file */
     const char *header;     /* of a connection of the stream protocol; NULL: entries */
     uint64_t max_held;
     uint32_t refresh_ms;
@@ -240,7 +251,8 @@ int sink_journal_new(struct pump *pump, uint64_t id, const struct journal_spec *
 
 /* Lines for another thread, which takes them with sink_queue_take. One batch waits
  * there and one more is gathered; then the streams wait. */
-int sink_queue_new(struct pump *pump, uint64_t id, uint64_t max_held, struct sink **ret_sink);
+int sink_queue_new(struct pump *pump, uint64_t id, const char *key, uint64_t max_held,
+                   struct sink **ret_sink);
 
 enum record_flags {
     RECORD_PARTIAL = 1, /* ends in the midst of a line that the stream's next one continues */
@@ -250,7 +262,7 @@ enum record_flags {
  * in a batch; the next record begins 8-aligned after its bytes. */
 struct record {
     uint64_t stream; /* id of the stream; 0: a record of loss */
-    const struct label *label; /* the pump's own */
+    uint64_t label;  /* the pump's own */
     int32_t pid;
     uint32_t flags;  /* enum record_flags */
     uint32_t length; /* bytes that follow */
@@ -328,7 +340,7 @@ void outlet_free(struct outlet *outlet);
 /* ---- streams */
 
 struct stream_spec {
-    uint64_t id;
+    uint64_t id;        /* an old one takes up what another process left of it */
     const char *label;  /* what the outlet's format puts before a line; copied */
     int32_t fd;
     int32_t pid;
@@ -349,7 +361,9 @@ uint64_t stream_bytes(const struct stream *stream);
 void stream_losses(const struct stream *stream, struct losses *ret_losses);
 /* Whether a copy of all it reads from now on goes to pump_tap_take. */
 void stream_tap(struct stream *stream, bool on);
-/* Only after its PUMP_STREAM_EOF was taken. */
+/* After pump_park: the descriptor, or -1; the caller's from now. */
+int stream_detach(struct stream *stream);
+/* Only after its PUMP_STREAM_EOF was taken, or after pump_park. */
 void stream_free(struct stream *stream);
 
 /* A piece of what was read, in the tap; its bytes follow, the next one is 8-aligned. */

@@ -192,30 +192,42 @@ void outlet_note(struct outlet *outlet, bool at_once)
         return;
     stamp_refresh(&outlet->stamp);
     if (sink->kind->records) {
-        struct record record = {.label = outlet->label, .length = (uint32_t)length + 1};
+        uint64_t label = arena_offset(sink->target.pump->arena, outlet->label);
+        struct record record = {.label = label, .length = (uint32_t)length + 1};
         to = put(to, (const char *)&record, sizeof record);
     } else if (sink->open_line) {
         *to++ = '\n';
     }
     to = outlet_put(outlet, outlet->label, to, text, length, PIECE_WHOLE);
-    sink->open_line = NULL;
+    sink->open_line = 0;
     sink_commit(sink, sink_align(sink, to));
+    sink_save(sink);
+    arena_commit(sink->target.pump->arena);
     outlet->noted = now;
 }
 
 /* ---- from outside ---------------------------------------------------------------- */
 
-int label_new(const struct outlet *outlet, const char *text, struct label **ret_label)
+int label_new(const struct outlet *outlet, uint64_t owner, const char *text, struct label **ret_label)
 {
-    size_t length = text ? strlen(text) : 0;
-    struct label *label = malloc(sizeof *label + length);
-    if (!label)
+    size_t length = text ? strlen(text) : 0, size = sizeof(struct label) + length;
+    struct block *block = arena_take(outlet->target.pump->arena, owner, BLOCK_LABEL, size);
+    if (!block)
         return -ENOMEM;
-    *label = (struct label){.outlet = outlet, .length = length};
+    struct label *label = (struct label *)block->data;
+    *label = (struct label){.priority = outlet->priority, .flags = outlet->flags, .length = length};
     if (length)
         memcpy(label->data, text, length);
+    block->end = size;
+    block->saved = block_range(block);
     *ret_label = label;
     return 0;
+}
+
+void label_free(struct pump *pump, struct label *label)
+{
+    if (label)
+        arena_give(pump->arena, block_of(label));
 }
 
 static void set_rate(struct rate *rate, const struct outlet_spec *spec)
@@ -245,7 +257,7 @@ static int fill(struct outlet *outlet, const struct outlet_spec *spec)
     if (rc == 0)
         rc = patterns_new(spec->patterns, spec->n_patterns, &outlet->patterns);
     if (rc == 0)
-        rc = label_new(outlet, spec->label, &outlet->label);
+        rc = label_new(outlet, outlet->target.id, spec->label, &outlet->label);
     if (rc < 0)
         return rc;
     outlet->before_length = strlen(outlet->before);
@@ -286,7 +298,7 @@ void outlet_free(struct outlet *outlet)
 {
     patterns_free(outlet->patterns, outlet->n_patterns);
     free(outlet->stamp.format);
-    free(outlet->label);
+    label_free(outlet->target.pump, outlet->label);
     free(outlet->before);
     free(outlet->after);
     free(outlet->name);

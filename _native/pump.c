@@ -369,6 +369,14 @@ static void abandon_all(struct pump *pump)
         pump->lost += sink_abandon(sink);
 }
 
+static bool is_parked(struct pump *pump)
+{
+    pthread_mutex_lock(&pump->lock);
+    bool parked = pump->park_asked;
+    pthread_mutex_unlock(&pump->lock);
+    return parked;
+}
+
 static void *run(void *argument)
 {
     struct pump *pump = argument;
@@ -390,11 +398,14 @@ static void *run(void *argument)
         atomic_fetch_add_explicit(&pump->turns, 1, memory_order_relaxed);
         dispatch(pump, events, n, asked);
         work_agenda(pump);
+        if (is_parked(pump))
+            break;
         if (pump->stopping && (!pump->targets || pump->now >= pump->stop_at))
             break;
         pool_writes(pump, pump->now - slept);
     }
-    abandon_all(pump);
+    if (!is_parked(pump))
+        abandon_all(pump);
     pthread_mutex_lock(&pump->lock);
     pump->ended = true;
     pthread_cond_signal(&pump->end);
@@ -441,12 +452,13 @@ int pump_new(int32_t memfd, struct pump **ret_pump)
     pthread_cond_init(&pump->end, &monotonic);
     pthread_condattr_destroy(&monotonic);
     pump->epoll = pump->wake = pump->events = pump->memfd = -1;
-    pump->scratch = malloc(WORKED_BYTES);
-    int rc = pump->scratch ? tap_init(&pump->tap, pump) : -ENOMEM;
+    int rc = tap_init(&pump->tap, pump);
     if (rc == 0)
         rc = open_descriptors(pump, memfd);
     if (rc == 0)
         rc = arena_new(pump->memfd, &pump->arena);
+    if (rc == 0)
+        rc = pump_restore(pump);
     if (rc == 0)
         rc = start_thread(pump);
     if (rc < 0) {
@@ -472,14 +484,9 @@ void pump_ping(struct pump *pump)
     eventfd_raise(pump->wake);
 }
 
-int64_t pump_stop(struct pump *pump, int32_t timeout)
+/* Wait until the thread has ended; 0 or -ETIMEDOUT. */
+static int end_thread(struct pump *pump, int64_t until)
 {
-    int64_t until = clock_ns() + timeout * MILLISECOND;
-    pthread_mutex_lock(&pump->lock);
-    if (!pump->stop_asked)
-        pump->stop_at = until;
-    pump->stop_asked = true;
-    pthread_mutex_unlock(&pump->lock);
     eventfd_raise(pump->wake);
     until += STOP_GRACE_MS * MILLISECOND;
     struct timespec when = {until / (1000 * MILLISECOND), until % (1000 * MILLISECOND)};
@@ -492,14 +499,41 @@ int64_t pump_stop(struct pump *pump, int32_t timeout)
     if (!ended)
         return -ETIMEDOUT;
     pthread_join(pump->thread, NULL);
-    return (int64_t)pump->lost;
+    return 0;
+}
+
+int64_t pump_stop(struct pump *pump, int32_t timeout)
+{
+    int64_t until = clock_ns() + timeout * MILLISECOND;
+    pthread_mutex_lock(&pump->lock);
+    if (!pump->stop_asked)
+        pump->stop_at = until;
+    pump->stop_asked = true;
+    pthread_mutex_unlock(&pump->lock);
+    int rc = end_thread(pump, until);
+    return rc < 0 ? rc : (int64_t)pump->lost;
+}
+
+int pump_park(struct pump *pump, int32_t timeout)
+{
+    pthread_mutex_lock(&pump->lock);
+    pump->park_asked = true;
+    pthread_mutex_unlock(&pump->lock);
+    int rc = end_thread(pump, clock_ns() + timeout * MILLISECOND);
+    if (rc < 0)
+        return rc;
+    arena_freeze(pump->arena);
+    for (struct target *target = pump->targets; target; target = target->next)
+        if (target->kind == TARGET_SINK)
+            ((struct sink *)target)->kind->close((struct sink *)target);
+    return 0;
 }
 
 void pump_free(struct pump *pump)
 {
+    left_free(pump);
     arena_free(pump->arena);
     tap_free(&pump->tap);
-    free(pump->scratch);
     int descriptors[] = {pump->epoll, pump->wake, pump->events, pump->memfd};
     for (int i = 0; i < 4; i++)
         if (descriptors[i] >= 0)

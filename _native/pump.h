@@ -13,6 +13,7 @@
  *   journal.c  a destination: systemd's journal
  *   queue.c    a destination: a thread of Python
  *   arena.c    the memory of batches and unfinished lines
+ *   restore.c  what another process left in it
  *
  * The life of a byte: read(2) puts it straight into its sink's batch, behind a gap as
  * long as the stream's unfinished line; if a newline came, the unfinished line fills the
@@ -83,10 +84,30 @@ struct target {
     struct target *previous, *next; /* in the list of all targets that aren't gone */
 };
 
+/* In the arena, for records that outlive the process. */
 struct label {
-    const struct outlet *outlet;
-    size_t length;
+    int32_t priority; /* of its outlet ... */
+    uint32_t flags;   /* ... as these */
+    uint64_t length;
     char data[];
+};
+
+/* What of a stream and of a sink outlives the process, beside bytes. */
+struct saved_stream {
+    uint64_t bytes;
+    uint64_t fate;
+    struct losses losses;
+};
+
+struct saved_sink {
+    uint64_t open_line;
+    uint64_t skip;    /* bytes of the batch's first record that are gone */
+    uint64_t writing; /* the write that is under way: its bytes or messages; 0: none */
+    uint64_t size;    /* of the file, before it */
+    uint64_t device;
+    uint64_t inode;
+    uint64_t cut;     /* the last byte that was written did not end a line */
+    char key[];
 };
 
 /* A stamp, made anew when the second changes. */
@@ -170,8 +191,12 @@ struct stream {
     size_t leftover;
     uint64_t end_mark;   /* value of sink->appended that holds its last byte */
     struct block *partial; /* the unfinished line */
+    struct block *raw;     /* what another process has read and not looked at; or NULL */
+    bool is_pipe;
     struct label *label;
+    struct saved_stream *saved;
     uint64_t tap_missed;
+    uint64_t base;         /* bytes that another process read */
     _Atomic uint64_t bytes;
     _Atomic uint64_t dropped_lines, dropped_bytes, suppressed_lines, suppressed_bytes;
     pthread_mutex_t tail_lock;
@@ -273,7 +298,10 @@ struct sink {
     struct block *batch;     /* what is to be written; NULL: nothing */
     uint64_t appended;       /* bytes ever put into the batch ... */
     uint64_t written;        /* ... and ever taken from it */
-    const void *open_line;   /* whose line the batch ends in the midst of; or NULL */
+    uint64_t open_line;      /* whose line the batch ends in the midst of: see line_mark */
+    uint64_t skip;           /* bytes of its first record that are gone */
+    struct saved_sink *saved;
+    struct block *sent;      /* a journal's, of struct mmsghdr: the kernel notes what it took */
     struct stream *resting;
     int64_t rest_until;      /* of these; NEVER: there are none */
     struct stream *parked;
@@ -301,6 +329,28 @@ struct tap {
     uint64_t end;
 };
 
+/* What another process left in the arena. */
+struct left_stream {
+    uint64_t id;
+    struct block *saved; /* NULL: taken up */
+    struct block *partial;
+    struct block *raw;
+};
+
+struct left_sink {
+    uint64_t id;
+    struct block *saved; /* NULL: taken up */
+    struct block *batch;
+    struct block *sent;
+};
+
+struct left {
+    struct left_stream *streams; /* by id */
+    struct left_sink *sinks;     /* by id */
+    size_t n_streams;
+    size_t n_sinks;
+};
+
 struct pump {
     pthread_t thread;
     int epoll;
@@ -308,6 +358,7 @@ struct pump {
     int events; /* eventfd: events wait */
     int memfd;  /* of the arena, or -1 */
     struct arena *arena;
+    struct left left;
     struct tap tap;
     _Atomic uint64_t turns;
     pthread_mutex_t lock;
@@ -315,6 +366,7 @@ struct pump {
     struct target *told, **told_last;
     struct target *targets;
     bool stop_asked;
+    bool park_asked;
     int64_t stop_at;
     bool ended;
     pthread_cond_t end;
@@ -324,7 +376,7 @@ struct pump {
     int64_t now;           /* CLOCK_MONOTONIC, ns, at the turn's beginning */
     struct sink *agenda;
     int64_t next_due;      /* the earliest deadline on the agenda */
-    char *scratch;         /* WORKED_BYTES */
+    struct block *scratch; /* WORKED_BYTES */
     /* what this turn read, for the pooling of small writes */
     uint32_t turn_reads;
     uint64_t turn_bytes;
@@ -345,6 +397,14 @@ int pump_watch(struct pump *pump, int fd, uint32_t epoll_events, struct target *
 /* Watch it for other events; 0: only for a hang-up, which is always told (epoll_ctl(2)). */
 int pump_rewatch(struct pump *pump, int fd, uint32_t epoll_events, struct target *target);
 void pump_unwatch(struct pump *pump, int fd);
+
+/* restore.c */
+int pump_restore(struct pump *pump);
+/* What is left of a stream, and of a sink, becomes this one's; false: nothing is. */
+bool left_stream(struct stream *stream);
+bool left_sink(struct sink *sink, const char *key);
+void left_again(struct stream *stream); /* it could not be added */
+void left_free(struct pump *pump);
 
 /* form.c */
 int stamp_init(struct stamp *stamp, enum time_form form, const char *format);
@@ -378,7 +438,8 @@ char *outlet_put(const struct outlet *outlet, const struct label *label, char *t
                  size_t length, unsigned piece);
 /* Write a record of what was lost since the last; `at_once`: now or never. */
 void outlet_note(struct outlet *outlet, bool at_once);
-int label_new(const struct outlet *outlet, const char *text, struct label **ret_label);
+int label_new(const struct outlet *outlet, uint64_t owner, const char *text, struct label **ret_label);
+void label_free(struct pump *pump, struct label *label);
 
 /* tap.c */
 int tap_init(struct tap *tap, struct pump *pump);
@@ -395,6 +456,9 @@ int lines_end(struct stream *stream);
 /* Bytes of the unfinished line. */
 size_t lines_held(const struct stream *stream);
 void lines_forget(struct stream *stream);
+/* What stands in sink->open_line for a stream, or for somebody who is gone. */
+#define LINE_OF_NOBODY UINT64_MAX
+static inline uint64_t line_mark(const struct stream *stream) { return stream->target.id + 1; }
 
 /* stream.c */
 /* `length` bytes were read, of the `limit` that might have been. */
@@ -410,13 +474,16 @@ size_t stream_abandon(struct stream *stream);
 
 /* sink.c */
 /* The rest of a zeroed sink; from then on it is the pump's. */
-int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const struct sink_kind *kind);
+int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const char *key,
+              const struct sink_kind *kind);
 /* Whether it takes bytes of an outlet that waits, or of one that leaves lines out. */
 bool sink_takes(const struct sink *sink, const struct outlet *outlet);
 /* Room for `size` bytes behind the batch, or NULL: no memory. */
 char *sink_room(struct sink *sink, size_t size);
 /* The batch now ends at `end`, which lies in the room. */
 void sink_commit(struct sink *sink, const char *end);
+/* Have all of it, as it is now, among the changes that arena_commit makes. */
+void sink_save(struct sink *sink);
 void sink_schedule(struct sink *sink, int64_t when);
 void sink_flush(struct sink *sink);
 /* The batch grew. */
@@ -439,9 +506,14 @@ void sink_serve(struct sink *sink, uint32_t requests);
 void sink_turn(struct sink *sink);
 /* Close it now, written or not; returns the bytes that are lost. */
 size_t sink_abandon(struct sink *sink);
-/* Where the next record begins after one that ends at `to`; the gap is filled. */
+/* Where the next record begins after one that ends at `to`. */
 char *sink_align(const struct sink *sink, char *to);
 static inline size_t sink_holds(const struct sink *sink) { return block_holds(sink->batch); }
+
+static inline struct block *block_of(const void *data)
+{
+    return (struct block *)((char *)data - offsetof(struct block, data));
+}
 
 /* file.c */
 int file_open(struct sink *sink);

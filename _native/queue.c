@@ -1,7 +1,8 @@
 /* A sink whose bytes a thread of Python takes: batches change hands, none is copied.
  *
- * One batch is gathered by the pump, one waits, one is in the reader's hands. The reader sleeps on a condition variable
- * without time-out, so a quiet queue costs nothing. */
+ * One batch is gathered by the pump, one waits, one is in the reader's hands. The reader
+ * sleeps on a condition variable without time-out, so a quiet queue costs nothing. A batch
+ * is given back when the next one is taken: after a crash the reader's comes once more. */
 #include "pump.h"
 
 #include <errno.h>
@@ -58,7 +59,8 @@ static const struct sink_kind queue_kind = {
     .records = true,
 };
 
-int sink_queue_new(struct pump *pump, uint64_t id, uint64_t max_held, struct sink **ret_sink)
+int sink_queue_new(struct pump *pump, uint64_t id, const char *key, uint64_t max_held,
+                   struct sink **ret_sink)
 {
     struct sink *sink = calloc(1, sizeof *sink);
     if (!sink)
@@ -70,7 +72,7 @@ int sink_queue_new(struct pump *pump, uint64_t id, uint64_t max_held, struct sin
     pthread_cond_init(&sink->queue.filled, &monotonic);
     pthread_condattr_destroy(&monotonic);
     sink->max_held = max_held;
-    int rc = sink_init(sink, pump, id, &queue_kind);
+    int rc = sink_init(sink, pump, id, key, &queue_kind);
     if (rc < 0) {
         queue_free(sink);
         free(sink);
@@ -101,7 +103,8 @@ int64_t sink_queue_take(struct sink *sink, char **ret_data, int32_t timeout_ms)
     struct block *spent = queue->held;
     queue->held = NULL;
     pthread_mutex_unlock(&queue->lock);
-    arena_give(sink->target.pump->arena, spent);
+    if (spent)
+        arena_release(sink->target.pump->arena, spent);
     pthread_mutex_lock(&queue->lock);
     wait_until_filled(queue, timeout_ms);
     int64_t length = queue->closed ? -EPIPE : 0;

@@ -21,17 +21,41 @@ static const int64_t backoff_most = 5000 * MILLISECOND;
 static const int64_t unpark_pause = 100 * MILLISECOND;
 static const int64_t rest_most = 250 * MILLISECOND; /* a writer of much would wait */
 
-int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const struct sink_kind *kind)
+/* What outlives the process of a sink: a new one, or what another process left. */
+static int take_saved(struct sink *sink, struct pump *pump, uint64_t id, const char *key)
 {
+    if (left_sink(sink, key))
+        return 0;
+    size_t length = strlen(key ? key : ""), size = sizeof(struct saved_sink) + length + 1;
+    struct block *block = arena_take(pump->arena, id, BLOCK_SINK, size);
+    if (!block)
+        return -ENOMEM;
+    sink->saved = (struct saved_sink *)block->data;
+    *sink->saved = (struct saved_sink){0};
+    memcpy(sink->saved->key, key ? key : "", length + 1);
+    block->end = size;
+    block->saved = block_range(block);
+    return 0;
+}
+
+int sink_init(struct sink *sink, struct pump *pump, uint64_t id, const char *key,
+              const struct sink_kind *kind)
+{
+    sink->target.pump = pump;
     sink->kind = kind;
     sink->state = SINK_FAILED; /* until it is opened */
     sink->backoff = backoff_first;
     sink->deadline = sink->rest_until = sink->flush_at = NEVER;
     sink->max_held = sink->max_held ? sink->max_held : HELD_BYTES;
     sink->ended_last = &sink->ended;
-    int rc = target_list(&sink->target, pump, TARGET_SINK, id);
+    int rc = take_saved(sink, pump, id, key);
+    if (rc < 0)
+        return rc;
+    rc = target_list(&sink->target, pump, TARGET_SINK, id);
     if (rc == 0)
         target_ask(&sink->target, REQUEST_LOOK);
+    else if (!sink->batch)
+        arena_give(pump->arena, block_of(sink->saved));
     return rc;
 }
 
@@ -69,22 +93,20 @@ bool sink_takes(const struct sink *sink, const struct outlet *outlet)
     return !waits && sink_holds(sink) < sink->max_held;
 }
 
+/* Where there is no room behind it, it moves to another block, and the old one stays as it
+ * is until that holds all. */
 char *sink_room(struct sink *sink, size_t size)
 {
     struct arena *arena = sink->target.pump->arena;
     uint32_t kind = sink->kind->records ? PENDING_RECORDS : PENDING_BATCH;
     struct block *batch = sink->batch;
     if (!batch) {
-        batch = arena_take(arena, sink->target.id, kind, size > BLOCK_UNIT ? size : BLOCK_UNIT);
+        uint64_t owner = block_of(sink->saved)->owner;
+        batch = arena_take(arena, owner, kind, size > BLOCK_UNIT ? size : BLOCK_UNIT);
     } else if (batch->size - batch->end < size) {
-        size_t held = block_holds(batch), begin = batch->begin % 8; /* records stay aligned */
-        if (batch->size >= begin + held + size) {
-            memmove(batch->data + begin, batch->data + batch->begin, held);
-            batch->begin = begin;
-            batch->end = begin + held;
-        } else {
-            batch = arena_grow(arena, batch, held + size);
-        }
+        size_t needed = block_holds(batch) + size;
+        bool fits = needed + 8 <= batch->size;
+        batch = fits ? arena_renew(arena, batch, batch->size - 8) : arena_grow(arena, batch, needed);
     }
     if (!batch)
         return NULL;
@@ -95,7 +117,7 @@ char *sink_room(struct sink *sink, size_t size)
 char *sink_align(const struct sink *sink, char *to)
 {
     while (sink->kind->records && (to - sink->batch->data) % 8)
-        *to++ = '\0';
+        to++;
     return to;
 }
 
@@ -106,16 +128,30 @@ void sink_commit(struct sink *sink, const char *end)
     sink->appended += length;
 }
 
+void sink_save(struct sink *sink)
+{
+    struct arena *arena = sink->target.pump->arena;
+    if (sink->batch)
+        block_save(arena, sink->batch);
+    arena_change(arena, &sink->saved->open_line, sink->open_line);
+    arena_change(arena, &sink->saved->skip, sink->skip);
+}
+
 void sink_took(struct sink *sink, size_t size)
 {
+    struct arena *arena = sink->target.pump->arena;
     sink->batch->begin += size;
     sink->written += size;
+    sink_save(sink);
+    arena_change(arena, &sink->saved->writing, 0);
+    arena_commit(arena);
 }
 
 static void release_batch(struct sink *sink)
 {
     arena_give(sink->target.pump->arena, sink->batch);
     sink->batch = NULL;
+    sink->skip = 0;
 }
 
 /* Forget the batch, written or not; returns its bytes. */
@@ -315,6 +351,7 @@ static void finish(struct sink *sink)
     unschedule(sink);
     release_batch(sink);
     sink->kind->close(sink);
+    arena_give(sink->target.pump->arena, block_of(sink->saved));
     target_tell(&sink->target, PUMP_SINK_CLOSED, 0, true);
 }
 

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { TAIL_LEAST = 64 };
@@ -59,7 +60,7 @@ void stream_took(struct stream *stream, const char *data, size_t length, size_t 
     uint64_t before = atomic_load_explicit(&stream->bytes, memory_order_relaxed);
     if (stream->tail_size) {
         pthread_mutex_lock(&stream->tail_lock);
-        tail_put(stream, before, data, length);
+        tail_put(stream, before - stream->base, data, length);
         atomic_store_explicit(&stream->bytes, before + length, memory_order_relaxed);
         pthread_mutex_unlock(&stream->tail_lock);
     } else {
@@ -133,7 +134,9 @@ size_t stream_abandon(struct stream *stream)
         return 0;
     int unread = 0;
     ioctl(stream->fd, FIONREAD, &unread);
-    size_t lost = (size_t)unread;
+    size_t lost = (size_t)unread + block_holds(stream->raw);
+    arena_give(stream->target.pump->arena, stream->raw);
+    stream->raw = NULL;
     if (stream->state == STREAM_PARKED)
         stream->sink->parked = NULL; /* each of them is abandoned */
     if (lines_end(stream) < 0) {
@@ -200,12 +203,14 @@ void stream_ready(struct stream *stream, uint32_t epoll_events)
 
 void stream_serve(struct stream *stream, uint32_t requests)
 {
+    if (requests & REQUEST_LOOK && stream->state == STREAM_WATCHED)
+        read_once(stream, READ_BYTES);
     if (!(requests & REQUEST_CLOSE) || stream->state == STREAM_ENDED || stream->closing)
         return;
     int unread = 0;
     ioctl(stream->fd, FIONREAD, &unread);
     stream->closing = true;
-    stream->leftover = (size_t)unread;
+    stream->leftover = (size_t)unread + block_holds(stream->raw);
     if (stream->state == STREAM_RESTING)
         sink_unrest(stream->sink, stream);
     if (stream->state == STREAM_WATCHED)
@@ -218,10 +223,13 @@ void stream_resume(struct stream *stream)
         read_leftover(stream);
         return;
     }
-    if (pump_watch(stream->target.pump, stream->fd, EPOLLIN, &stream->target) == 0)
-        stream->state = STREAM_WATCHED;
-    else
+    if (pump_watch(stream->target.pump, stream->fd, EPOLLIN, &stream->target) < 0) {
         sink_park(stream->sink, stream);
+        return;
+    }
+    stream->state = STREAM_WATCHED;
+    if (stream->raw)
+        read_once(stream, READ_BYTES);
 }
 
 /* ---- from outside ---------------------------------------------------------------- */
@@ -254,25 +262,58 @@ static int watch(struct stream *stream, struct pump *pump, uint64_t id)
     return rc;
 }
 
+static int take_saved(struct stream *stream, struct pump *pump)
+{
+    if (left_stream(stream))
+        return 0;
+    struct block *block = arena_take(pump->arena, stream->target.id, BLOCK_STREAM, sizeof *stream->saved);
+    if (!block)
+        return -ENOMEM;
+    stream->saved = (struct saved_stream *)block->data;
+    *stream->saved = (struct saved_stream){0};
+    block->end = sizeof *stream->saved;
+    block->saved = block_range(block);
+    return 0;
+}
+
 int pump_add(struct outlet *outlet, const struct stream_spec *spec, struct stream **ret_stream)
 {
     struct stream *stream = calloc(1, sizeof *stream);
     if (!stream)
         return -ENOMEM;
+    struct pump *pump = outlet->sink->target.pump;
+    struct stat st;
+    stream->target.id = spec->id;
+    stream->target.pump = pump;
     stream->outlet = outlet;
     stream->sink = outlet->sink;
     stream->fd = spec->fd;
     stream->pid = spec->pid;
     stream->tail_size = spec->tail;
+    stream->is_pipe = fstat(spec->fd, &st) == 0 && S_ISFIFO(st.st_mode);
     pthread_mutex_init(&stream->tail_lock, NULL);
-    int rc = label_new(outlet, spec->label, &stream->label);
+    int rc = label_new(outlet, spec->id, spec->label, &stream->label);
     if (rc == 0)
-        rc = watch(stream, outlet->sink->target.pump, spec->id);
-    if (rc < 0)
+        rc = take_saved(stream, pump);
+    bool raw = stream->raw;
+    if (rc == 0)
+        rc = watch(stream, pump, spec->id);
+    if (rc < 0) {
+        left_again(stream);
         stream_free(stream);
-    else
-        *ret_stream = stream;
-    return rc;
+        return rc;
+    }
+    if (raw)
+        target_ask(&stream->target, REQUEST_LOOK);
+    *ret_stream = stream;
+    return 0;
+}
+
+int stream_detach(struct stream *stream)
+{
+    int fd = stream->fd;
+    stream->fd = -1;
+    return fd;
 }
 
 void stream_close(struct stream *stream)
@@ -284,11 +325,12 @@ size_t stream_tail(struct stream *stream, char *ret_buffer, size_t size, uint64_
 {
     pthread_mutex_lock(&stream->tail_lock);
     uint64_t bytes = stream_bytes(stream);
-    size_t room = stream->tail ? stream->tail_room : 0, n = bytes < room ? (size_t)bytes : room;
+    uint64_t ours = bytes - stream->base;
+    size_t room = stream->tail ? stream->tail_room : 0, n = ours < room ? (size_t)ours : room;
     if (n > size)
         n = size;
     if (n) {
-        size_t at = (bytes - n) % room, first = n < room - at ? n : room - at;
+        size_t at = (ours - n) % room, first = n < room - at ? n : room - at;
         memcpy(ret_buffer, stream->tail + at, first);
         memcpy(ret_buffer + first, stream->tail, n - first);
     }
@@ -320,7 +362,9 @@ void stream_tap(struct stream *stream, bool on)
 void stream_free(struct stream *stream)
 {
     pthread_mutex_destroy(&stream->tail_lock);
-    free(stream->label);
+    label_free(stream->target.pump, stream->label);
+    if (stream->saved)
+        arena_give(stream->target.pump->arena, block_of(stream->saved));
     free(stream->tail);
     free(stream);
 }

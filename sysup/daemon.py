@@ -172,20 +172,29 @@ class Daemon:
         become_subreaper()
         self._stats = Stats()
         self._os = OS(nofile=self._estate.ledger.table.get(NOFILE, self._nofile))
-        self._pump = Pump(later=loop.call_later)
+        self._pump = self._take_pump()
         self._control = Control(loop, self, wall)
         self._sockets = Sockets()
         self._board = Board(loop, self._os, self._pump, self._publish, random.random)
         self._board.on_give_up = self._give_up
         self._set()
 
+    def _take_pump(self) -> Pump:
+        """A pump that goes on with what the daemon before had read and not written."""
+        try:
+            return Pump(self._estate.arena, self.loop.call_later)
+        except OSError as error:
+            if error.errno != errno.EPROTO:
+                raise SysupError(f"cannot make the pump: {error.strerror}") from None
+        log.error("the buffers of the sysupd before are of another version: what they held is lost")
+        return Pump(self._estate.new_arena(), self.loop.call_later)
+
     def _set(self) -> None:
         """Say what all processes share; connect the pump to those who subscribe to it."""
         setting = self._board.setting
         setting.app, setting.circus = self.config.app, self.config.circus
         setting.estate = self._estate
-        setting.serials = itertools.count(self._estate.last_serial + 1)
-        self._pump.number_from(self._estate.last_serial + 1)
+        setting.serials = itertools.count(time.monotonic_ns())  # those before were lower
         setting.cgroups = cgroups = Cgroups.find()
         if cgroups:
             cgroups.enter()
@@ -304,7 +313,7 @@ class Daemon:
         log.info("%s: a new sysupd takes over", self.config.app)
         self._control.close()
         self._log.stop_pumping()
-        self._pump.stop(FLUSH)
+        self._pump.park(FLUSH)
         os.environ.update(self._notifier.environ())
         replace_program(program(), self._estate.hand_over({LOCK: self._lock.fileno()}))
 

@@ -103,13 +103,19 @@ class Estate:
         self._parcels: dict[tuple[str, str | int], tuple[list[str], list[int]]] = {}
         fds = inheritance.fds
         self.ledger = inheritance.ledger or Ledger(self._new_state())
-        self.arena = fds[ARENA][0] if ARENA in fds else os.memfd_create("sysup-arena")
+        self.arena = fds[ARENA][0] if ARENA in fds else self.new_arena()
         self._lot = self._take_lot(fds)
         self.inherited = self._lot is not None and BEGUN in self.ledger.table
         if self._store and STATE not in fds:
             self._store.store(STATE, self.ledger.fd)
-        if self._store and ARENA not in fds:
+
+    def new_arena(self) -> int:
+        """A memfd for what the pump has read and not written, in place of another one."""
+        self.arena = os.memfd_create("sysup-arena")
+        if self._store:
+            self._store.forget(ARENA)
             self._store.store(ARENA, self.arena)
+        return self.arena
 
     # ---- what is -------------------------------------------------------------------------
 
@@ -145,13 +151,6 @@ class Estate:
         if found is not None:
             self._living.add((kind, name))
         return found
-
-    @property
-    def last_serial(self) -> int:
-        """The greatest number that a body or a stream has."""
-        bodies = list(self.ledger.find("body"))
-        streams = [id for _, body in bodies for id in body["streams"].values()]
-        return max([0, *map(int, streams), *(int(key[0]) for key, _ in bodies)])
 
     def end(self) -> None:
         """There is nothing left that the next daemon could go on with."""

@@ -656,6 +656,9 @@ class Watcher:
         self._specs = {self._generation: self.spec}
         for wid, saved in places:
             self._restore_place(wid, saved)
+        if self.places:
+            with suppress(SysupError):  # the plan tells
+                self._mould(self._generation)  # whose sinks take up what was on its way
         # Of a slot the newest is its process; what comes after that is dead.
         for inherited in sorted(bodies, key=lambda body: -body.serial):
             try:

@@ -92,9 +92,6 @@ class FakePump(Pump):
         self.sinks: list[FakeSink] = []
         self.full: OSError | None = None
 
-    def number_from(self, id: int) -> None:
-        self.first_id = id
-
     def fileno(self) -> int:
         return self.event
 

@@ -80,7 +80,7 @@ class Host:
         patch.setenv("SYSUP_RUNTIME_DIR", str(directory / "run"))
         for name, value in {
             "OS": lambda nofile: world.os,
-            "Pump": lambda later: world.pump,
+            "Pump": lambda memfd, later: world.pump,
             "Control": lambda loop, app, wall: self.control,
             "become_subreaper": lambda: None,
             "raise_nofile": lambda: (1024, 1024),

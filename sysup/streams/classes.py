@@ -175,7 +175,8 @@ class _Opening:
 
     def _python(self, name: str, target: Any) -> Place:
         buffer = self._get("buffer", 0) if "." not in self.cls else 0
-        return PythonPlace(self._places, name, target, self._source.stream, buffer)
+        source = self._source.watcher, self._source.stream
+        return PythonPlace(self._places, name, target, source, buffer)
 
     def _file(self) -> Place:
         filename = self._get("filename")

@@ -47,12 +47,17 @@ class FileOptions:
     fsync_interval: float = 1.0
 
     def spec(
-        self, path: Any = ffi.NULL, fd: int = -1, due: tuple[int, str] | None = None
+        self,
+        path: Any = ffi.NULL,
+        fd: int = -1,
+        due: tuple[int, str] | None = None,
+        key: str = "",
     ) -> tuple[Any, Any]:
         """The `struct file_spec` of a path, or of a descriptor that is lent, and the memory
-        that it points into; `due`: when it is rotated, and the suffix of that backup."""
+        that it points into; `due`: when it is rotated, and the suffix of that backup; `key`:
+        `Place.lasting_key`."""
         at, suffix = due or (0, "")
-        memory = ffi.new("char[]", suffix.encode())
+        memory = ffi.new("char[]", suffix.encode()), ffi.new("char[]", os.fsencode(key))
         flags = (
             lib.SINK_BORROWED_FD * (fd >= 0)
             | lib.SINK_SYNC * (self.fsync == "interval")
@@ -62,7 +67,8 @@ class FileOptions:
             "struct file_spec *",
             {
                 "path": path,
-                "suffix": memory,
+                "suffix": memory[0],
+                "key": memory[1],
                 "rotate_at": at,
                 "max_bytes": self.max_bytes,
                 "max_held": self.buffer,
@@ -106,7 +112,7 @@ class FilePlace(Place):
         place = cls(places, filename, path, options)
         text = ffi.new("char[]", os.fsencode(path))
         place._plan(place._written())
-        place._open(options.spec(path=text, due=place._due))
+        place._open(options.spec(path=text, due=place._due, key=place.lasting_key))
         place._tend()  # what an earlier daemon left to be done
         return place
 
@@ -122,7 +128,8 @@ class FilePlace(Place):
         if isinstance(place, FilePlace):
             return place
         place = cls(places, name, key, options)
-        place._open(options.spec(fd=fd))
+        place.lasting_key = repr(("lent", name))  # of another process it may be another file
+        place._open(options.spec(fd=fd, key=place.lasting_key))
         return place
 
     def _open(self, spec: tuple[Any, Any]) -> None:

@@ -65,14 +65,15 @@ class JournalPlace(Place):
             return place
         place = cls(places, "the journal", key)
         path = os.path.join(DIRECTORY, "socket" if head is None else "stdout")
-        memory = [ffi.new("char[]", os.fsencode(path))]
+        memory = [ffi.new("char[]", os.fsencode(text)) for text in (path, place.lasting_key)]
         if head is not None:
             memory.append(ffi.new("char[]", head.encode("utf-8", "surrogateescape")))
         spec = ffi.new(
             "struct journal_spec *",
             {
                 "path": memory[0],
-                "header": memory[1] if head is not None else ffi.NULL,
+                "key": memory[1],
+                "header": memory[2] if head is not None else ffi.NULL,
                 "max_held": held,
                 "refresh_ms": min(round(refresh * 1000), UINT32_MAX),
                 "credentials": os.geteuid() == 0,

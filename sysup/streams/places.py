@@ -26,6 +26,16 @@ class Timer(Protocol):
     def cancel(self) -> object: ...
 
 
+class Outlet(Protocol):
+    """A user of a place, as the pump knows it."""
+
+    def lost(self) -> None:
+        """Lines were left out."""
+
+    def park(self) -> None:
+        """The pump goes: free what is native."""
+
+
 Later = Callable[[float, Callable[[], object]], Timer]
 """Calls a function after so many seconds: a loop's `call_later`."""
 
@@ -45,15 +55,15 @@ class Places:
         ids: numbers for streams, outlets and sinks, none twice.
         later: see `Pump`.
         keeper: tends the backups of all files.
-        outlets: by id, who is to hear that lines were left out.
+        outlets: by id.
     """
 
     def __init__(self, native: Any, later: Later | None = None) -> None:
         self.native = native
-        self.ids = count(1)
+        self.ids = count(time.monotonic_ns())  # another process's, of the arena, are lower
         self.later = later
         self.keeper = Keeper()
-        self.outlets: dict[int, Callable[[], None]] = {}
+        self.outlets: dict[int, Outlet] = {}
         self._open: dict[int, Place] = {}
         self._shared: dict[Hashable, Place] = {}
         self._leaving: list[Place] = []
@@ -86,7 +96,7 @@ class Places:
     def handle(self, id: int, kind: int, error: int) -> None:
         """An event of the pump about an outlet or a sink."""
         if kind == lib.PUMP_OUTLET_LOSS:
-            self.outlets[id]()
+            self.outlets[id].lost()
             return
         place = self._open[id]
         if kind == lib.PUMP_SINK_CLOSED:
@@ -114,6 +124,14 @@ class Places:
         for place in self._open.values():
             lib.sink_reopen(place.native)
 
+    def park(self) -> None:
+        """Their sinks are closed for good, though they hold something: let all go."""
+        for outlet in list(self.outlets.values()):
+            outlet.park()
+        self._leaving += self._open.values()
+        self._open.clear()
+        self._shared.clear()
+
     def stop(self, until: float) -> bool:
         """Wait for the threads, after pump_stop; whether nobody uses the pump any more."""
         if self.keeper.close(max(0.0, until - time.monotonic())):
@@ -129,11 +147,21 @@ class Places:
 
 
 class Place:
-    """A native sink, those who hold it, and the number of its streams."""
+    """A native sink, those who hold it, and the number of its streams.
 
-    def __init__(self, places: Places, name: str, key: Hashable) -> None:
+    Attributes:
+        name: for messages.
+        key: what it is shared by.
+        lasting_key: what it is known by to the next process, which takes up what was on its
+            way there; "": it is not.
+    """
+
+    def __init__(
+        self, places: Places, name: str, key: Hashable, lasting_key: str | None = None
+    ) -> None:
         self.name = name
         self.key = key
+        self.lasting_key = repr(key) if lasting_key is None else lasting_key
         self.id = next(places.ids)
         self.native: Any = ffi.NULL
         self.failure: str | None = None
@@ -206,15 +234,18 @@ class PythonPlace(Place):
     """
 
     def __init__(
-        self, places: Places, name: str, target: Any, stream_name: str, buffer: int = 0
+        self, places: Places, name: str, target: Any, source: tuple[str, str], buffer: int = 0
     ) -> None:
-        super().__init__(places, name, object())
+        """`source`: the watcher, and "stdout" or "stderr"."""
+        watcher, stream_name = source
+        super().__init__(places, name, object(), repr(("class", name, watcher, stream_name)))
         self._target = target
         self._stream_name = stream_name
         self._raised = False
         self._ended = False
         native = ffi.new("struct sink **")
-        check(lib.sink_queue_new(places.native, self.id, buffer, native))
+        key = ffi.new("char[]", os.fsencode(self.lasting_key))
+        check(lib.sink_queue_new(places.native, self.id, key, buffer, native))
         self.native = native[0]
         places.enter(self)
         self._thread = threading.Thread(target=self._run, name=f"sysup-{name}", daemon=True)

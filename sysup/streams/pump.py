@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from typing import Any
 
 from sysup._native import ffi, lib
@@ -61,6 +61,21 @@ class Losses:
 
     def __bool__(self) -> bool:
         return bool(self.dropped_bytes or self.suppressed_bytes)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """Bytes that another process left, and nobody has taken up.
+
+    Attributes:
+        stream: id of the stream that they are of; None: they are a sink's, whole lines.
+        key: `Place.lasting_key` of the sink.
+        size: how many.
+    """
+
+    stream: int | None
+    key: str
+    size: int
 
 
 NOTHING: tuple[bytes, int, Losses] = (b"", 0, Losses())
@@ -130,7 +145,7 @@ class Stream:
     """A pipe that is being read.
 
     Attributes:
-        id: a number that the pump never gives again.
+        id: a number that no other has, nor had since the machine was started.
         pid: of the process that writes to it.
         wid: of its slot.
         name: "stdout" or "stderr".
@@ -190,6 +205,13 @@ class Stream:
         if not self.ended:
             lib.stream_close(self._native)
 
+    def detach(self) -> int:
+        """After `Pump.park`: the pipe, or -1 if it has ended; the stream is no more."""
+        fd = lib.stream_detach(self._native)
+        self._last, self.ended = (*self.tail_at(), self.losses), True
+        lib.stream_free(self._native)
+        return fd
+
     def _end(self, error: int) -> None:
         self._last, self.error = (*self.tail_at(), self.losses), error
         self.ended = True
@@ -228,7 +250,7 @@ class Sink:
         native = ffi.new("struct outlet **")
         check(lib.outlet_new(place.native, self._id, spec, native))
         self._native = native[0]
-        place.places.outlets[self._id] = self._lost
+        place.places.outlets[self._id] = self
         place.hold(self, self._tell, self._rotated)
 
     @property
@@ -280,6 +302,11 @@ class Sink:
         self._free_if_idle()
         self._place.leave()
 
+    def park(self) -> None:
+        """The pump goes, and its streams are no more."""
+        self._closed, self._streams = True, 0
+        self._free_if_idle()
+
     def _free_if_idle(self) -> None:
         if self._closed and not self._streams:
             del self._place.places.outlets[self._id]
@@ -294,7 +321,8 @@ class Sink:
         if self._on_rotated:
             self._on_rotated(self)
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
+        """Tell how much was left out since it was told before."""
         now = Losses.read(lib.outlet_losses, self._native)
         lost, self._told = now.since(self._told), now
         if self._on_loss and lost:
@@ -304,8 +332,13 @@ class Sink:
 class Pump:
     """The thread that reads the pipes; one of a daemon.
 
+    What was read and not yet written can outlive the daemon: a memfd holds it, of which the
+    next one makes its pump. That goes on with all of it as places are opened again, and
+    streams added by their old ids.
+
     Args:
-        memfd: a memfd to hold what was read and not yet written; -1: the process's memory.
+        memfd: holds what was read and not yet written, empty or of another process's pump;
+            -1: this process's memory. Raises OSError, EPROTO, for one of another version.
         later: calls a function after so many seconds, as a loop's `call_later`, for what is
             due though nobody writes; without it that waits for the next line.
 
@@ -322,10 +355,6 @@ class Pump:
         self._streams: dict[int, Stream] = {}
         self._tapped: Any = None
         self._events = ffi.new("struct pump_event[]", EVENTS)
-
-    def number_from(self, id: int) -> None:
-        """Give streams no number below this: they are those of a daemon before."""
-        self.places.ids = count(id)
 
     def fileno(self) -> int:
         """A descriptor that is readable while `dispatch` has something to do."""
@@ -366,15 +395,14 @@ class Pump:
             name: "stdout" or "stderr".
             tail: bytes of the newest output to remember, at most.
             on_eof: called once all that was written is where it belongs.
-            id: the stream's number, if it had one in a daemon before.
+            id: of the stream that another process had of this pipe; a new one if None.
 
         Raises OSError; ValueError for a sink that was closed.
         """
         if sink._closed:
             raise ValueError(f"cannot add a stream to {sink.name}: it is closed")
-        stream = Stream(
-            next(self.places.ids) if id is None else id, pid, wid, name, sink, tail, on_eof
-        )
+        id = next(self.places.ids) if id is None else id
+        stream = Stream(id, pid, wid, name, sink, tail, on_eof)
         sink._add(stream, fd)
         self._streams[stream.id] = stream
         return stream
@@ -404,6 +432,42 @@ class Pump:
                 data = bytes(ffi.buffer(self._tapped + at, record.length))
                 self.on_tap(stream, data, record.missed, record.at)
             at += (record.length + 7) & ~7
+
+    def orphans(self) -> list[Orphan]:
+        """What another process left and nobody has taken up so far."""
+        size = lib.pump_orphans(self.native, ffi.NULL, 0)
+        found = ffi.new("struct orphan[]", size)
+        lib.pump_orphans(self.native, found, size)
+        return [
+            Orphan(None, os.fsdecode(ffi.string(one.key)), one.length)
+            if one.key
+            else Orphan(one.id, "", one.length)
+            for one in found
+        ]
+
+    def drop_orphans(self) -> int:
+        """Forget it; returns how many bytes that were."""
+        return lib.pump_drop_orphans(self.native)
+
+    def park(self, timeout: float) -> dict[int, int]:
+        """End the thread and write nothing, so that another pump goes on with the memfd.
+
+        Returns the pipes of all streams by the streams' ids, the caller's from now. Raises
+        OSError, ETIMEDOUT, where the thread hangs in a system call.
+        """
+        until = time.monotonic() + timeout
+        check(lib.pump_park(self.native, round(timeout * 1000)))
+        ended = True
+        while ended:
+            before = len(self._streams)
+            self.dispatch()
+            ended = len(self._streams) < before
+        pipes = {id: stream.detach() for id, stream in self._streams.items()}
+        self._streams.clear()
+        self.places.park()
+        if self.places.stop(until):
+            lib.pump_free(self.native)
+        return {id: fd for id, fd in pipes.items() if fd >= 0}
 
     def stop(self, timeout: float) -> int:
         """End all streams and sinks, write what is held, end the thread.

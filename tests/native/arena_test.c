@@ -1,5 +1,6 @@
 /* The arena against a model: blocks keep their bytes, are aligned and apart, memory comes
  * back, and whoever has the memfd sees what is pending. */
+#include <errno.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,7 @@ static void fill(struct slot *slot, size_t length, unsigned char byte)
     slot->block->begin = 0;
     slot->block->end = length;
     memset(slot->block->data, byte, length);
+    slot->block->saved = block_range(slot->block);
 }
 
 static void check(const struct slot *slot)
@@ -65,6 +67,7 @@ static void step(struct arena *arena, struct slot *slot, unsigned *seed)
     } else if (draw(seed, 3)) {
         check(slot);
         slot->block->begin += draw(seed, (unsigned)block_holds(slot->block) + 1);
+        slot->block->saved = block_range(slot->block);
         size_t held = block_holds(slot->block);
         uint64_t within = slot->block->begin % 8;
         struct block *larger = arena_grow(arena, slot->block, held + size);
@@ -80,22 +83,58 @@ static void step(struct arena *arena, struct slot *slot, unsigned *seed)
     }
 }
 
+struct found {
+    struct block *blocks[SLOTS];
+    size_t n;
+};
+
+static void note(void *context, struct block *block)
+{
+    struct found *found = context;
+    CHECK(found->n < SLOTS);
+    found->blocks[found->n++] = block;
+}
+
+static size_t count_saved(struct arena *arena)
+{
+    static struct found found;
+    found.n = 0;
+    arena_each(arena, note, &found);
+    return found.n;
+}
+
+/* Map it anew, as another process does, and find the blocks where they were. */
+static struct arena *take_over(struct arena *arena, int memfd, struct slot *slots)
+{
+    struct arena *heir;
+    CHECK(arena_new(memfd, &heir) == 0);
+    size_t saved = 0;
+    for (int i = 0; i < SLOTS; i++) {
+        if (!slots[i].block)
+            continue;
+        if (block_holds(slots[i].block) == 0) { /* it has no right to memory any more */
+            slots[i].block = NULL;
+            continue;
+        }
+        saved++;
+        slots[i].block = arena_at(heir, arena_offset(arena, slots[i].block));
+        check(&slots[i]);
+    }
+    CHECK(count_saved(heir) == saved);
+    arena_free(arena);
+    return heir;
+}
+
 static void test_model(int memfd)
 {
     static struct slot slots[SLOTS];
     struct arena *arena;
     unsigned seed = 7;
     CHECK(arena_new(memfd, &arena) == 0);
-    for (int i = 0; i < STEPS; i++)
+    for (int i = 0; i < STEPS; i++) {
         step(arena, &slots[draw(&seed, SLOTS)], &seed);
-    size_t pending = 0;
-    for (int i = 0; i < SLOTS; i++)
-        pending += block_holds(slots[i].block) > 0;
-    if (memfd >= 0) {
-        static struct pending found[SLOTS];
-        CHECK(arena_pending(memfd, found, SLOTS) == (int64_t)pending);
-        for (size_t i = 0; i < pending; i++)
-            CHECK(found[i].owner && found[i].length);
+        if (memfd >= 0 && i % (STEPS / 20) == 0)
+            arena = take_over(arena, memfd, slots);
     }
     for (int i = 0; i < SLOTS; i++) {
         if (slots[i].block) {
@@ -105,38 +144,57 @@ static void test_model(int memfd)
         }
     }
     if (memfd >= 0) { /* all but a few units went back to the system */
-        CHECK(arena_pending(memfd, NULL, 0) == 0);
+        CHECK(count_saved(arena) == 0);
         CHECK(resident(memfd) < 20 * UNIT_BYTES);
     }
     arena_free(arena);
 }
 
-/* It outlives the process that wrote it. */
+/* It outlives the process that wrote it: what was saved. */
 static void test_another_process(void)
 {
     int memfd = memfd_create("arena", MFD_CLOEXEC);
+    struct arena *arena;
     pid_t pid = fork();
     CHECK(memfd >= 0 && pid >= 0);
     if (pid == 0) {
-        struct arena *arena;
         CHECK(arena_new(memfd, &arena) == 0);
         struct block *line = arena_take(arena, 5, PENDING_LINE, 3);
         memcpy(line->data, "abc", 3);
         line->end = 3;
+        block_save(arena, line);
         struct block *batch = arena_take(arena, 6, PENDING_BATCH, 1000000);
         memset(batch->data, 'x', 900000);
         batch->end = 900000;
         batch->begin = 1;
+        block_save(arena, batch);
+        arena_commit(arena);
+        line->end = 2;
+        block_save(arena, line); /* and no commit */
         _exit(0);
     }
     int status;
     CHECK(waitpid(pid, &status, 0) == pid && status == 0);
-    struct pending found[4];
-    char text[4] = "";
-    CHECK(arena_pending(memfd, found, 4) == 2);
-    CHECK(found[0].owner == 5 && found[0].kind == PENDING_LINE && found[0].length == 3);
-    CHECK(pread(memfd, text, 3, (off_t)found[0].offset) == 3 && strcmp(text, "abc") == 0);
-    CHECK(found[1].owner == 6 && found[1].kind == PENDING_BATCH && found[1].length == 899999);
+    static struct found found;
+    CHECK(arena_new(memfd, &arena) == 0);
+    arena_each(arena, note, &found);
+    CHECK(found.n == 2);
+    CHECK(found.blocks[0]->owner == 5 && found.blocks[0]->kind == PENDING_LINE);
+    CHECK(block_holds(found.blocks[0]) == 3 && memcmp(found.blocks[0]->data, "abc", 3) == 0);
+    CHECK(found.blocks[1]->owner == 6 && found.blocks[1]->kind == PENDING_BATCH);
+    CHECK(found.blocks[1]->begin == 1 && found.blocks[1]->end == 900000);
+    arena_free(arena);
+    close(memfd);
+}
+
+static void test_no_arena(void)
+{
+    struct arena *arena;
+    int memfd = memfd_create("other", MFD_CLOEXEC);
+    CHECK(memfd >= 0 && write(memfd, "something", 9) == 9);
+    CHECK(arena_new(memfd, &arena) == -EPROTO);
+    CHECK(ftruncate(memfd, 8 * UNIT_BYTES) == 0);
+    CHECK(arena_new(memfd, &arena) == -EPROTO);
     close(memfd);
 }
 
@@ -147,5 +205,6 @@ int main(void)
     test_model(memfd);
     close(memfd);
     test_another_process();
+    test_no_arena();
     return 0;
 }

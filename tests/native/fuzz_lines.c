@@ -129,7 +129,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     takes = true;
     sink->max_held = 64 + take_byte(&input);
     sink->refresh_ms = choice >> 2 & 3;
-    CHECK(sink_init(sink, pump, 1, &kind) == 0);
+    CHECK(sink_init(sink, pump, 1, NULL, &kind) == 0);
     sink_turn(sink); /* opens it */
     const char *patterns[] = {"-\x7f*"};
     struct outlet_spec spec = {

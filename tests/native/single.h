@@ -26,9 +26,9 @@ static inline struct pump *single_pump(void)
     pump->epoll = epoll_create1(EPOLL_CLOEXEC);
     pump->wake = eventfd(0, EFD_NONBLOCK);
     pump->events = eventfd(0, EFD_NONBLOCK);
-    pump->scratch = malloc(WORKED_BYTES);
     CHECK(tap_init(&pump->tap, pump) == 0);
     CHECK(arena_new(-1, &pump->arena) == 0);
+    CHECK(pump_restore(pump) == 0);
     return pump;
 }
 

@@ -202,7 +202,7 @@ static void open_sinks(struct app *app)
     spec.fd = app->lent[1];
     CHECK(sink_file_new(app->pump, WRITERS + LENT, &spec, &app->sinks[LENT]) == 0);
     close(app->lent[1]);
-    CHECK(sink_queue_new(app->pump, WRITERS + QUEUE, 0, &app->sinks[QUEUE]) == 0);
+    CHECK(sink_queue_new(app->pump, WRITERS + QUEUE, NULL, 0, &app->sinks[QUEUE]) == 0);
     for (int i = 0; i < SINKS; i++)
         app->outlets[i] = outlet_of(app->sinks[i], WRITERS + SINKS + (uint64_t)i,
                                     i == QUEUE ? FORMAT_RECORD : FORMAT_RAW, 0);

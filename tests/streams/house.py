@@ -48,6 +48,10 @@ class House:
     def lose(self, sink: Sink, losses: Losses) -> None:
         self.lost.append(losses)
 
+    def again(self, sink: Sink, fd: int, id: int, **options: Any) -> Stream:
+        """A stream of another pump, by its id."""
+        return self.pump.add(fd, 1, sink, wid=1, on_eof=self.ended.append, id=id, **options)
+
     def stream(self, sink: Sink, pid: int = 1, tail: int = 100, wid: int = 1) -> tuple[Stream, int]:
         """A stream, and the end of its pipe to write to."""
         reading, writing = os.pipe()
@@ -82,6 +86,10 @@ class House:
         os.close(writing)
         self.until(lambda: stream.ended)
         return stream
+
+    def park(self) -> dict[int, int]:
+        self.stopped = True
+        return self.pump.park(PATIENCE)
 
     def stop(self, timeout: float = PATIENCE) -> int:
         self.stopped = True

@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sysup._native import ffi, lib
 from sysup.config.streams import Rate
 from tests.streams.house import House, content, write_all
 
@@ -296,49 +295,3 @@ def test_a_line_that_was_begun_is_not_glued_to_another(house: House, tmp_path: P
     assert b"next" in lines or stream.losses.dropped_lines == 2
     kept = sum(len(line) + 1 for line in lines[:-1] if not line.startswith(b"sysup: ")) - 1
     assert kept + stream.losses.dropped_bytes == 1_000_000 + len(b"end\nnext\n")
-
-
-# ---- the arena ---------------------------------------------------------------------------
-
-
-def pending(memfd: int) -> dict[int, bytes]:
-    """What an arena holds, by the kind of block."""
-    found = ffi.new("struct pending[]", 100)
-    n = lib.arena_pending(memfd, found, 100)
-    assert 0 <= n <= 100
-    blocks: dict[int, bytes] = {}
-    for block in found[0:n]:
-        data = os.pread(memfd, block.length, block.offset)
-        blocks[block.kind] = blocks.get(block.kind, b"") + data
-    return blocks
-
-
-def test_what_is_read_and_not_written_can_be_had_by_another(tmp_path: Path) -> None:
-    memfd = os.memfd_create("arena")
-    house = House(memfd=memfd)
-    sink = house.file(tmp_path / "gone" / "log", on_full="drop")
-    stream, writing = house.stream(sink)
-    write_all(writing, b"a whole line\nand a part")
-    house.until(lambda: stream.bytes_read == 23)
-    house.turn()
-    assert pending(memfd) == {
-        lib.PENDING_BATCH: b"a whole line\n",
-        lib.PENDING_LINE: b"and a part",
-    }
-    os.close(writing)
-    (tmp_path / "gone").mkdir()
-    house.until(lambda: stream.ended)
-    assert pending(memfd) == {}
-    assert house.stop() == 0
-    os.close(memfd)
-
-
-def test_what_is_no_arena(tmp_path: Path) -> None:
-    found = ffi.new("struct pending[]", 1)
-    memfd = os.memfd_create("other")
-    os.truncate(memfd, 1 << 20)
-    assert lib.arena_pending(memfd, found, 1) == -22
-    reading, writing = os.pipe()
-    assert lib.arena_pending(reading, found, 1) == -22
-    for fd in (memfd, reading, writing):
-        os.close(fd)
