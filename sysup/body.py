@@ -418,6 +418,9 @@ class Mould:
         for name in used_sockets(spec, {*setting.sockets, *setting.socket_problems}):
             if name in setting.socket_problems:
                 raise SysupError(setting.socket_problems[name])
+        for name in sorted(config.named_sockets(spec) - setting.sockets.keys()):
+            if not setting.circus or name == spec.stdin_socket:  # Circus leaves the text
+                raise SysupError(f"there is no socket '{name[:100]}'")
         passed = {*used_sockets(spec, setting.sockets)} - {spec.stdin_socket}
         fds = {setting.sockets[name]: setting.sockets[name] for name in passed}
         closed = {0: spec.close_child_stdin, 1: spec.close_child_stdout, 2: spec.close_child_stderr}
@@ -425,8 +428,6 @@ class Mould:
         if spec.stdin == "null":
             fds[0] = setting.null
         if spec.stdin_socket:
-            if spec.stdin_socket not in setting.sockets:
-                raise SysupError(f"there is no socket '{spec.stdin_socket[:100]}'")
             fds[0] = setting.sockets[spec.stdin_socket]
         return fds
 

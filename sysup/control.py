@@ -62,23 +62,34 @@ class Control:
         self.events = Events(loop, self._context, wall)
         self._tasks: set[asyncio.Task[None]] = set()
         self.endpoints: list[str] = []
+        self._own: list[str] = []
+        """Those whose files are ours to remove."""
 
     # ---- endpoints -----------------------------------------------------------------------
 
-    def serve(self, endpoint: str, role: Role, mode: int = 0o600, group: int = -1) -> None:
+    def serve(
+        self,
+        endpoint: str,
+        role: Role,
+        mode: int = 0o600,
+        group: int = -1,
+        listener: int | None = None,
+    ) -> None:
         """Answer requests on an endpoint; raises SysupError when it can't be bound.
 
         Args:
             endpoint: `ipc://PATH` or `tcp://HOST:PORT`.
             role: what those who connect there may do.
             mode, group: of the socket file of an ipc endpoint.
+            listener: a socket that listens at that path already, and is somebody else's: its
+                file is left alone.
         """
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, LINGER)
         router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
         router.setsockopt(zmq.RCVHWM, WAITING)
         try:
-            bind(router, endpoint, mode, group)
+            bind(router, endpoint, mode, group, listener)
         except SysupError:
             router.close(0)
             raise
@@ -86,11 +97,14 @@ class Control:
         self._loop.add_reader(router.fileno(), self._read, router)
         self._read_soon(router)
         self.endpoints.append(endpoint)
+        if listener is None:
+            self._own.append(endpoint)
 
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
         """Publish events, and output, on the app's own endpoint; raises as `serve` does."""
         self.events.serve(endpoint, mode, group)
         self.endpoints.append(endpoint)
+        self._own.append(endpoint)
 
     def publish_outside(self, endpoint: str, *, hidden: bool) -> None:
         """Publish events on an endpoint of the config, too; raises as `serve` does.
@@ -99,6 +113,7 @@ class Control:
         """
         self.events.serve_outside(endpoint, hidden=hidden)
         self.endpoints.append(endpoint)
+        self._own.append(endpoint)
 
     def close(self) -> None:
         """Let the last replies leave, then close everything."""
@@ -109,7 +124,7 @@ class Control:
             router.close()
         self.events.close()
         self._context.term()
-        for endpoint in self.endpoints:
+        for endpoint in self._own:
             if endpoint.startswith("ipc://"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(endpoint.removeprefix("ipc://"))

@@ -27,7 +27,8 @@ from sysup.board import Board
 from sysup.body import used_sockets
 from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, SocketSpec, WatcherSpec
 from sysup.control import Control
-from sysup.estate import Estate, Inheritance
+from sysup.endpoints import address_of
+from sysup.estate import Estate, Inheritance, is_part
 from sysup.herald import Herald
 from sysup.log import Log
 from sysup.machine import Want
@@ -165,6 +166,9 @@ class Daemon:
         self._herald = Herald(loop, self._notifier, self.watchers, loaded.daemon)
         store = self._notifier if self._notifier.connected else None
         self._estate = Estate(loop, self._directory, inherited, store)
+        fds = inherited.fds
+        self._given = {n: fds[n] for n in fds if n != LOCK and not is_part(n)}
+        """Sockets that systemd holds, by name."""
         self._log = own_log
         extend_import_path(loaded)
         if loaded.daemon.umask is not None:
@@ -174,7 +178,9 @@ class Daemon:
         self._os = OS(nofile=self._estate.ledger.table.get(NOFILE, self._nofile))
         self._pump = self._take_pump()
         self._control = Control(loop, self, wall)
-        self._sockets = Sockets()
+        self._sockets = Sockets(
+            {name: fds for name, fds in self._given.items() if name != protocol.CONTROL_SOCKET}
+        )
         self._board = Board(loop, self._os, self._pump, self._publish, random.random)
         self._board.on_give_up = self._give_up
         self._set()
@@ -220,7 +226,7 @@ class Daemon:
         start.add_done_callback(lambda _: self._herald.begun())
         await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
         self._serve()
-        self._herald.serve(self._pump, f"ipc://{self._directory}/{protocol.CONTROL_SOCKET}")
+        self._herald.serve(self._pump, self._control_endpoint)
         self._tick()
         log.info("%s: %d watchers", self.config.app, len(self.watchers))
         await self._ended.wait()
@@ -241,6 +247,8 @@ class Daemon:
     def _restore(self) -> None:
         """Go on where the daemon before was: its processes run on."""
         for sock in self.config.sockets.values():
+            if self._sockets.is_given(sock.name):
+                continue
             if found := self._estate.claim("socket", sock.name):
                 self._sockets.adopt(sock, found[1][0])
         self._open_sockets(s for s in self.config.sockets.values() if self._lacks(s))
@@ -314,8 +322,9 @@ class Daemon:
         self._control.close()
         self._log.stop_pumping()
         self._pump.park(FLUSH)
-        os.environ.update(self._notifier.environ())
-        replace_program(program(), self._estate.hand_over({LOCK: self._lock.fileno()}))
+        os.environ.update(self._notifier.successor_environ())
+        others = {LOCK: [self._lock.fileno()], **self._given}
+        replace_program(program(), self._estate.hand_over(others))
 
     async def ended(self) -> None:
         """Wait until all processes are gone."""
@@ -437,16 +446,34 @@ class Daemon:
     def _serve(self) -> None:
         """Open the control and event sockets: the app's own, then those of the config."""
         group, mode = socket_access()
-        for name, bind in (
-            (protocol.CONTROL_SOCKET, self._serve_admin),
-            (protocol.EVENTS_SOCKET, self._control.publish_on),
-        ):
-            bind(f"ipc://{self._directory}/{name}", mode=mode, group=group)
+        given = [self._serve_given(fd) for fd in self._given.get(protocol.CONTROL_SOCKET, ())]
+        path = os.path.realpath(os.path.join(self._directory, protocol.CONTROL_SOCKET))
+        if path not in given:
+            self._serve_admin(self._control_endpoint, mode=mode, group=group)
+        events = f"ipc://{self._directory}/{protocol.EVENTS_SOCKET}"
+        self._control.publish_on(events, mode=mode, group=group)
         options = self.config.daemon
         if options.endpoint:
             self._bind(options.endpoint, self._serve_endpoint)
         if options.pubsub_endpoint:
             self._bind(options.pubsub_endpoint, self._publish_on)
+
+    @property
+    def _control_endpoint(self) -> str:
+        return f"ipc://{self._directory}/{protocol.CONTROL_SOCKET}"
+
+    def _serve_given(self, fd: int) -> str:
+        """Serve on a control socket that systemd holds; returns its path, empty if that can't be.
+
+        Then the daemon makes its own.
+        """
+        try:
+            endpoint = address_of(fd)
+            self._control.serve(endpoint, Role.ADMIN, listener=fd)
+        except SysupError as error:
+            log.error("cannot serve the control socket of systemd: %s", error)
+            return ""
+        return os.path.realpath(endpoint.removeprefix("ipc://"))
 
     def _publish_on(self, endpoint: str) -> None:
         """Over plain TCP anybody may listen, who may not see what processes write."""
@@ -521,11 +548,12 @@ class Daemon:
 
     def _open(self, spec: SocketSpec) -> None:
         self._sockets.open(spec)
-        self._estate.park(["socket", spec.name], [self._sockets.fds()[spec.name]])
+        if not self._sockets.is_given(spec.name):
+            self._estate.park(["socket", spec.name], [self._sockets.fds()[spec.name]])
         self._board.setting.sockets = self._sockets.fds()
 
     def _lacks(self, spec: SocketSpec) -> bool:
-        return self.config.sockets.get(spec.name) == spec and spec.name not in self._sockets.fds()
+        return self.config.sockets.get(spec.name) == spec and not self._sockets.holds(spec.name)
 
     def _tell_changes(self, changes: Changes) -> None:
         parts = [
@@ -679,7 +707,7 @@ class Daemon:
         """Circus's five global options, and where this daemon is."""
         options = self.config.daemon
         return {
-            "endpoint": options.endpoint or f"ipc://{self._directory}/{protocol.CONTROL_SOCKET}",
+            "endpoint": options.endpoint or self._control_endpoint,
             "stats_endpoint": options.stats_endpoint,
             "pubsub_endpoint": options.pubsub_endpoint
             or f"ipc://{self._directory}/{protocol.EVENTS_SOCKET}",

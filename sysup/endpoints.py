@@ -15,17 +15,21 @@ from sysup.protocol import SysupError
 BACKLOG = 1024
 
 
-def bind(sock: zmq.Socket[bytes], endpoint: str, mode: int, group: int) -> None:
+def bind(
+    sock: zmq.Socket[bytes], endpoint: str, mode: int, group: int, listener: int | None = None
+) -> None:
     """Bind a ZeroMQ socket; raises SysupError with the reason.
 
     An ipc socket is made here and handed to libzmq (ZMQ_USE_FD), because libzmq would
     leave its mode to the umask: it is bound and given mode and group under a name of its
-    own, then renamed, so it is never open to more than it should be.
+    own, then renamed, so it is never open to more than it should be. One that listens already
+    is used by a duplicate, because libzmq closes it.
     """
     try:
         if endpoint.startswith("ipc://"):
-            listener = listen(endpoint.removeprefix("ipc://"), mode, group)
-            sock.setsockopt(zmq.USE_FD, listener.detach())
+            path = endpoint.removeprefix("ipc://")
+            fd = listen(path, mode, group).detach() if listener is None else os.dup(listener)
+            sock.setsockopt(zmq.USE_FD, fd)
             try:
                 sock.bind(endpoint)
             finally:
@@ -35,6 +39,28 @@ def bind(sock: zmq.Socket[bytes], endpoint: str, mode: int, group: int) -> None:
     except (OSError, zmq.ZMQError) as error:
         reason = error.strerror or str(error)
         raise SysupError(f"cannot bind {endpoint}: {reason[:1].lower()}{reason[1:]}") from None
+
+
+def address_of(fd: int) -> str:
+    """The endpoint of a listening unix socket. Raises SysupError for anything else.
+
+    So it does when the path is gone: nobody would ever reach it.
+    """
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise SysupError("it is no socket")
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.family != socket.AF_UNIX or sock.type != socket.SOCK_STREAM:
+            raise SysupError("it is not a stream socket of the file system")
+        if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise SysupError("it does not listen")
+        path = os.fsdecode(sock.getsockname())
+    try:
+        there = stat.S_ISSOCK(os.lstat(path).st_mode)
+    except OSError:
+        there = False
+    if not there:
+        raise SysupError(f"{path or 'its path'} is not there any more")
+    return f"ipc://{path}"
 
 
 def listen(path: str, mode: int, group: int) -> socket.socket:

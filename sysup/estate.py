@@ -241,19 +241,19 @@ class Estate:
 
     # ---- to the next ---------------------------------------------------------------------
 
-    def hand_over(self, others: Mapping[str, int]) -> str:
+    def hand_over(self, others: Mapping[str, Sequence[int]]) -> str:
         """Let the program that replaces this one inherit all; returns HANDED_OVER's value."""
         assert self._lot is not None
         ends = dict(zip(self._names(self._number), self._lot.ends, strict=True))
-        fds = {STATE: self.ledger.fd, ARENA: self.arena, **ends, **others}
-        for fd in fds.values():
+        own = {STATE: self.ledger.fd, ARENA: self.arena, **ends}
+        fds = [*own.items(), *((name, fd) for name, several in others.items() for fd in several)]
+        for _, fd in fds:
             os.set_inheritable(fd, True)
-        return ",".join(f"{name}:{fd}" for name, fd in fds.items())
+        return ",".join(f"{name}:{fd}" for name, fd in fds)
 
     def take_back(self, handed: str) -> None:
         """The program could not be replaced: nobody is to inherit anything."""
-        for fd in inherited_fds({HANDED_OVER: handed}).values():
-            os.set_inheritable(fd[0], False)
+        inherited_fds({HANDED_OVER: handed})
 
     def _new_state(self) -> int:
         if self._store:
@@ -275,3 +275,8 @@ def inherited_fds(environ: Mapping[str, str]) -> dict[str, list[int]]:
             os.set_inheritable(int(number), False)
             fds.setdefault(name, []).append(int(number))
     return fds
+
+
+def is_part(name: str) -> bool:
+    """Whether a descriptor of this name is one of an estate."""
+    return name in (STATE, ARENA) or name.startswith(f"{LOT}-")

@@ -19,6 +19,8 @@ GROUP = "sysup"
 def runtime_directory(loaded: Config) -> str:
     """The app's own directory for its sockets, made if it is not there.
 
+    One that root has made (systemd, for the control socket) is left as it is.
+
     Raises SysupError when it can't be made, or belongs to somebody else: in a directory
     that others may write (/tmp) they could have put it there.
     """
@@ -32,8 +34,14 @@ def runtime_directory(loaded: Config) -> str:
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
         found = os.lstat(path)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()):
             raise SysupError(f"cannot use {path}: it is not a directory of this user")
+        if found.st_uid != os.geteuid():
+            if found.st_mode & 0o002:
+                raise SysupError(f"cannot use {path}: others may replace what is in it")
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise SysupError(f"cannot use {path}: it is root's, and this user may not write it")
+            return path
         if group >= 0:
             os.chown(path, -1, group)
         os.chmod(path, 0o750 if group >= 0 else 0o700)

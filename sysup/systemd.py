@@ -6,8 +6,8 @@ gone is lost, which costs a line of status, or a ping that the next one makes up
 descriptors, whose keeping is reported.
 
 The variables by which systemd speaks to a service are for its main process alone. They leave
-the environment here, lest a child speak or listen in our name; `Notifier.environ` gives them
-back to a program that takes our place.
+the environment here, lest a child speak or listen in our name; a program that takes our place
+gets back from `Notifier.successor_environ` what it needs to speak.
 """
 
 from __future__ import annotations
@@ -53,6 +53,13 @@ class Notifier:
     def environ(self) -> dict[str, str]:
         """The variables that were taken out of the environment."""
         return dict(self._environ)
+
+    def successor_environ(self) -> dict[str, str]:
+        """Of those, what a program that takes our place speaks by.
+
+        Not the number of descriptors: it does not inherit all of them, and gets them by name.
+        """
+        return {n: value for n, value in self._environ.items() if not n.startswith("LISTEN_")}
 
     def close(self) -> None:
         """Say nothing more."""

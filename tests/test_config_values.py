@@ -96,10 +96,8 @@ def test_typed_values(line: str, field: str, value: object) -> None:
         ("env = A=1", "unknown option (variables have sections of their own: [env], [env:NAME])"),
         ("args = 'x", "cannot split it: no closing quotation"),
         ("copy_path = yes", "needs copy_env = True"),
-        ("stdin_socket = http", "there is no socket 'http'"),
         ("stdin = file", "'file' is not one of null, pipe, socket"),
         ("pty = yes\nclose_child_stdout = yes", "does not go with close_child_stdout: the term"),
-        ("args = --fd $(circus.sockets.http)", "there is no socket 'http'"),
         ("stdout_stream.class = FileStrem", "unknown stream class 'FileStrem' (did you mean"),
         ("stdout_stream.filname = x", "unknown option (did you mean 'stdout_stream.filename'?)"),
     ],
@@ -107,6 +105,19 @@ def test_typed_values(line: str, field: str, value: object) -> None:
 def test_what_is_wrong_with_a_value(line: str, message: str) -> None:
     option = line.split("=")[0].strip()
     assert web_errors(line)[-1].startswith(f"3: [watcher:web] {option}: {message}")
+
+
+@pytest.mark.parametrize("line", ["stdin_socket = http", "args = --fd $(circus.sockets.http)"])
+@pytest.mark.parametrize(
+    ("sockets", "hint"),
+    [("", "; it has to come from systemd"), ("[socket:htp]\nport = 1", " (did you mean 'htp'?)")],
+)
+def test_a_socket_that_is_not_in_the_file_may_come_from_systemd(
+    line: str, sockets: str, hint: str
+) -> None:
+    (problem,) = load(f"[watcher:w]\ncmd = x\n{line}\n{sockets}").problems
+    option = line.split("=")[0].strip()
+    assert str(problem).endswith(f"[watcher:w] {option}: there is no socket 'http'{hint}")
 
 
 @pytest.mark.parametrize("word", ["null", "pipe"])

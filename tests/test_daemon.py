@@ -412,9 +412,29 @@ def test_a_directory_that_is_none_is_refused(host: Host, tmp_path: Path, what: s
 def test_a_directory_of_somebody_else_is_refused(host: Host, tmp_path: Path) -> None:
     host.file.write_text(WEB)
     loaded = load(str(host.file))
-    runtime_directory(loaded)
+    path = runtime_directory(loaded)
+    if os.geteuid() == 0:
+        os.chown(path, 4321, -1)
     host.patch.setattr(os, "geteuid", lambda: 12345)
     with pytest.raises(SysupError, match="it is not a directory of this user"):
+        runtime_directory(loaded)
+
+
+def test_a_directory_that_root_made_for_us(host: Host, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make it")
+    host.file.write_text(WEB)
+    loaded = load(str(host.file))
+    path = runtime_directory(loaded)
+    os.chmod(path, 0o770)
+    host.patch.setattr(os, "geteuid", lambda: 12345)
+    assert runtime_directory(loaded) == path
+    assert stat.S_IMODE(os.stat(path).st_mode) == 0o770, "it is left as it is"
+    host.patch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(SysupError, match="it is root's, and this user may not write it"):
+        runtime_directory(loaded)
+    os.chmod(path, 0o777)
+    with pytest.raises(SysupError, match="others may replace what is in it"):
         runtime_directory(loaded)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,83 @@ def test_what_cannot_be_bound(sockets: Sockets, spec: SocketSpec) -> None:
     with pytest.raises(SysupError, match="cannot bind socket s to"):
         sockets.open(spec)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- those that systemd holds ------------------------------------------------------------
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+def given(sock: socket.socket, *more: socket.socket) -> list[int]:
+    """Duplicates, as they are handed over."""
+    return [os.dup(each.fileno()) for each in (sock, *more)]
+
+
+def test_one_that_is_given_takes_the_place_of_the_configs(listener: socket.socket) -> None:
+    sockets = Sockets({"Web": given(listener)})
+    assert sockets.fds().keys() == {"web"}
+    assert not sockets.holds("web")
+    sockets.open(SocketSpec(name="web", port=1))
+    assert sockets.holds("web")
+    (row,) = sockets.describe()
+    assert (row["host"], row["port"]) == listener.getsockname()
+    sockets.close_one("web")
+    assert not sockets.holds("web")
+    assert sockets.fds().keys() == {"web"}
+    sockets.close()
+    assert sockets.fds() == {}
+    with socket.create_connection(listener.getsockname()):
+        pass  # it listens as before
+
+
+def test_its_path_is_left(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "s"))
+        unix.listen()
+        sockets = Sockets({"s": given(unix)})
+        sockets.open(SocketSpec(name="s", path="/elsewhere"))
+        assert sockets.describe()[0]["path"] == str(tmp_path / "s")
+        sockets.close()
+        assert (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        (SocketSpec(name="s", type="SOCK_DGRAM"), "it is of type SOCK_STREAM, not SOCK_DGRAM"),
+        (SocketSpec(name="s", path="/s"), "it is of family AF_INET, and has no path"),
+    ],
+)
+def test_one_of_another_kind(listener: socket.socket, spec: SocketSpec, reason: str) -> None:
+    sockets = Sockets({"s": given(listener)})
+    with pytest.raises(SysupError, match=f"cannot use socket s of systemd: {reason}"):
+        sockets.open(spec)
+    assert reason in sockets.problems["s"]
+    sockets.close()
+
+
+def test_a_port_of_both_families_is_that_of_one() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as both:
+        sockets = Sockets({"s": given(both)})
+        sockets.open(SocketSpec(name="s", port=1))
+        sockets.close()
+
+
+def test_what_else_is_given_is_left_alone(
+    listener: socket.socket, caplog: pytest.LogCaptureFixture
+) -> None:
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    file = os.memfd_create("file")
+    pair, memory = given(left, right), [file]
+    sockets = Sockets({"pair": pair, "memory": memory, "web": given(listener, listener)})
+    assert sockets.fds().keys() == {"web"}
+    assert "several sockets web: one is used" in caplog.text
+    sockets.close()
+    left.close()
+    right.close()
+    for fd in (*pair, *memory):
+        os.close(fd)  # which raises where it is closed already

@@ -26,6 +26,7 @@ from sysup.config.live import (
     with_options,
 )
 from sysup.config.load import Config, parse
+from sysup.config.rules import named_sockets
 from sysup.config.specs import (
     DaemonSpec,
     FlappingSpec,
@@ -75,6 +76,7 @@ __all__ = [
     "environment",
     "get",
     "impact",
+    "named_sockets",
     "options",
     "parse",
     "signal_name",

@@ -178,12 +178,22 @@ def _quoting_faults(spec: WatcherSpec) -> Iterator[Fault]:
 
 
 def _socket_faults(spec: WatcherSpec, sockets: Collection[str]) -> Iterator[Fault]:
-    if spec.stdin_socket and spec.stdin_socket.lower() not in sockets:
-        hint = nearest(spec.stdin_socket, sockets)
-        yield Fault("stdin_socket", f"there is no socket '{spec.stdin_socket}'{hint}")
+    """Names that are not in the config: systemd may hand over a socket of such a name."""
+    for option, names in _named_sockets(spec).items():
+        for name in names:
+            if name.lower() not in sockets:
+                hint = nearest(name, sockets) or "; it has to come from systemd"
+                yield Fault(option, f"there is no socket '{name}'{hint}", Level.WARNING)
+
+
+def named_sockets(spec: WatcherSpec) -> set[str]:
+    """The sockets that a watcher can't do without."""
+    return {name.lower() for names in _named_sockets(spec).values() for name in names}
+
+
+def _named_sockets(spec: WatcherSpec) -> dict[str, list[str]]:
+    """By option, as they are written."""
     args = spec.args if isinstance(spec.args, str) else " ".join(spec.args)
-    for name, text in (("cmd", spec.cmd), ("args", args)):
-        for socket in _SOCKET.findall(text):
-            if socket.lower() not in sockets:
-                message = f"there is no socket '{socket}'{nearest(socket, sockets)}"
-                yield Fault(name, message, Level.STRICT)
+    texts = {"cmd": spec.cmd, "args": args, "shell_args": spec.shell_args or ""}
+    named = {option: _SOCKET.findall(text) for option, text in texts.items()}
+    return {"stdin_socket": [spec.stdin_socket] if spec.stdin_socket else [], **named}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from tests.e2e.harness import Daemon, become_subreaper, descendants, until
 
 Start = Callable[..., Daemon]
-"""start(ini, app="app", env=None, wait=True, inside=()) -> Daemon"""
+"""start(ini, app="app", env=None, wait=True, inside=(), listen=()) -> Daemon"""
 
 
 def watchers(daemon: Daemon) -> list[dict[str, Any]]:
@@ -43,8 +44,10 @@ def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         env: Mapping[str, str] | None = None,
         wait: bool = True,
         inside: Sequence[str] = (),
+        listen: Sequence[tuple[str, socket.socket]] = (),
     ) -> Daemon:
-        daemon = daemons.enter_context(Daemon(tmp_path, runtime, ini, app, env, inside))
+        made = Daemon(tmp_path, runtime, ini, app, env, inside, listen)
+        daemon = daemons.enter_context(made)
         if wait:
             until(lambda: all(map(is_begun, watchers(daemon))), "each place is taken")
         return daemon

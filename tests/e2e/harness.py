@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -177,6 +178,7 @@ class Daemon:
         app: the stem of the file's name.
         env: what its environment has beside that of this process.
         inside: a command that becomes the one after it, without a new process (nsenter(1)).
+        listen: names and sockets that it gets as systemd hands them over.
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class Daemon:
         app: str = "app",
         env: Mapping[str, str] | None = None,
         inside: Sequence[str] = (),
+        listen: Sequence[tuple[str, socket.socket]] = (),
     ) -> None:
         self.directory = directory
         self.runtime = runtime / app
@@ -204,6 +207,9 @@ class Daemon:
         self._zmq = zmq.Context()
         self._sockets: list[zmq.Socket[bytes]] = []
         self._requests = self._connect(zmq.DEALER, protocol.CONTROL_SOCKET)
+        if listen:
+            pairs = [f"{name}={sock.fileno()}" for name, sock in listen]
+            inside = [*inside, sys.executable, str(HERE / "activate.py"), *pairs, "--"]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [*inside, str(PROGRAMS / "sysupd"), str(self.file)],
@@ -212,6 +218,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=[sock.fileno() for _, sock in listen],
             )
 
     def __enter__(self) -> Daemon:
@@ -320,10 +327,10 @@ class Daemon:
             raise AssertionError(f"sysupd does not end\n{self.log()}") from None
 
     def _connect(self, kind: int, name: str) -> zmq.Socket[bytes]:
-        socket: zmq.Socket[bytes] = self._zmq.socket(kind)
-        socket.linger = 0
-        socket.rcvhwm = 0
-        socket.reconnect_ivl = 5
-        socket.connect(f"ipc://{self.runtime / name}")
-        self._sockets.append(socket)
-        return socket
+        made: zmq.Socket[bytes] = self._zmq.socket(kind)
+        made.linger = 0
+        made.rcvhwm = 0
+        made.reconnect_ivl = 5
+        made.connect(f"ipc://{self.runtime / name}")
+        self._sockets.append(made)
+        return made
