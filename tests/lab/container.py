@@ -32,6 +32,10 @@ class Container:
 
     Args:
         layers: directories that hold what its file system has, the topmost last.
+
+    Attributes:
+        name: of no other one.
+        leader: its PID 1, as it is seen from outside.
     """
 
     def __init__(self, layers: Sequence[Path]) -> None:
@@ -48,7 +52,8 @@ class Container:
         if word != "up":
             self.close()
             raise Unavailable(f"a container does not boot: {rest or 'its keeper failed'}")
-        self.leader = int(rest)
+        self.name, _, leader = rest.partition(" ")
+        self.leader = int(leader)
 
     def __enter__(self) -> Container:
         return self

@@ -1,14 +1,16 @@
 """Owns a container: starts it, and when its standard input ends, kills it and cleans up.
 
 `python -IS keeper.py ROOTFS:LAYER...`, the topmost layer last. Standard input ends when the
-test's process does, however that happens. On standard output it says `up PID`, the pid of the
-container's PID 1, as soon as the boot is over, and `down` when the machine has powered off;
+test's process does, however that happens. On standard output it says `up NAME PID`, the pid of
+the container's PID 1, as soon as the boot is over, and `down` when the machine has powered off;
 `failed` and what was printed, if it does neither.
 
 The container is in namespaces of mounts and of processes of its own: with the process that
 made them, all that lives in them goes, and every mount. systemd-nspawn alone, killed, leaves
 the container's systemd running.
 """
+
+from __future__ import annotations
 
 import ctypes
 import os
@@ -134,7 +136,7 @@ class Keeper:
                 lines = self.notices.recv(8192).decode().split("\n")
                 if "READY=1" in lines and not is_up:
                     is_up = True
-                    say(f"up {self.leader()}")
+                    say(f"up {self.here.name} {self.leader()}")
             elif is_up:
                 say("down")
                 waiting = [0]

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,19 +30,18 @@ MASKED = (
     *("e2scrub_all.timer", "e2scrub_reap.service", "getty.target", "console-getty.service"),
 )
 """What a machine that lives for a minute need not run."""
-SET_UP = f"""
+SET_UP = f"""set -e
 cd "$1"
 echo lab >etc/hostname
 printf '127.0.0.1 localhost lab\\n::1 localhost\\n' >etc/hosts
 rm -f etc/resolv.conf var/lib/dbus/machine-id
 : >etc/machine-id
 for unit in {" ".join(MASKED)}; do ln -sf /dev/null etc/systemd/system/$unit; done
-echo 'user:x:1000:1000::/home/user:/bin/sh' >>etc/passwd
-echo 'user:x:1000:' >>etc/group
-mkdir -p home/user && chown 1000:1000 home/user
+chroot . useradd --create-home --uid 1000 --shell /bin/sh user
 """
 PROXIES = re.compile(r'^Acquire::(?:\w+::)?Proxy\b.* "[^"]+";$', re.IGNORECASE)
 APT_TIMES_OUT = "Acquire::http::Timeout 20;"
+APT = Path("/etc/apt")
 
 
 class CannotBuild(Exception):
@@ -74,7 +74,7 @@ def _build(tree: Path) -> None:
         *("mmdebstrap", "--quiet", "--variant=apt", "--dpkgopt=force-unsafe-io"),
         *(f"--aptopt={option}" for option in [APT_TIMES_OUT, *_proxies()]),
         *(f"--include={','.join(PACKAGES)}", f"--customize-hook={SET_UP}"),
-        *(SUITE, str(tree), *sorted(_sources())),
+        *(SUITE, str(tree), *sorted(sources())),
     ]
     try:
         subprocess.run(
@@ -92,7 +92,7 @@ def _proxies() -> Iterator[str]:
         yield from filter(PROXIES.match, dump.stdout.splitlines())
 
 
-def _sources(directory: Path = Path("/etc/apt")) -> set[str]:
+def sources(directory: Path = APT) -> set[str]:
     """Lines of sources.list(5) that this machine has for the suites; none on another one."""
     found: set[str] = set()
     lists = [directory / "sources.list", *directory.glob("sources.list.d/*")]
@@ -118,3 +118,10 @@ def _deb822(text: str) -> Iterator[str]:
 def _line(uri: str, suite: str) -> Iterator[str]:
     if suite in SUITES:
         yield f"deb {uri} {suite} main"
+
+
+if __name__ == "__main__":
+    try:
+        rootfs()
+    except CannotBuild as error:
+        sys.exit(f"cannot make a tree to boot: {error}")

@@ -15,6 +15,7 @@ import pytest
 from tests.e2e.conftest import sysupd
 from tests.lab import Container, Unavailable, boot
 from tests.lab.rootfs import PROVIDES
+from tests.system.services import HOME, USER, App
 
 __all__ = ["sysupd"]
 
@@ -58,3 +59,21 @@ def machine(installed: Path) -> Iterator[Container]:
     with booted:
         booted.run(["sh", "-c", "systemd-sysusers && systemd-tmpfiles --create sysup.conf"])
         yield booted
+
+
+@pytest.fixture
+def nothing_is_left(machine: Container) -> Iterator[None]:
+    """What a test started ends with it."""
+    yield
+    machine.run(["systemctl", "stop", "sysup@*.socket", "sysup@*.service", "sysup-*.socket"])
+    machine.run(["systemctl", "reset-failed"])
+
+
+@pytest.fixture
+def of_user(machine: Container) -> Iterator[App]:
+    """An app of a user whose service manager runs."""
+    app = App(machine, "mine", user=True)
+    machine.run(["chown", "-R", "user:user", HOME])
+    machine.run(["systemctl", "start", f"user@{USER}.service"])
+    yield app
+    machine.run(["systemctl", "stop", f"user@{USER}.service"])

@@ -1,0 +1,95 @@
+"""Apps as services of a machine."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+from pathlib import Path
+
+from tests.lab import Container
+
+NUMBERS = itertools.count(1_000_000)
+USER = 1000
+OWN_CGROUP = "/sys/fs/cgroup/system.slice/system-sysup.slice"
+HOME, RUNTIME = "/home/user", f"/run/user/{USER}"
+
+
+class App:
+    """An app of the machine, whose processes sleep a number of seconds that nobody else does.
+
+    Args:
+        user: it is an app of the user, not of the system.
+    """
+
+    def __init__(self, machine: Container, name: str, user: bool = False) -> None:
+        self.machine = machine
+        self.name = name
+        self.unit = f"sysup@{name}.service"
+        self.user = user
+        self.number = next(NUMBERS)
+        self.file = f"{HOME}/.config/sysup/{name}.ini" if user else f"/etc/sysup/{name}.ini"
+        self.configure()
+
+    def configure(self, processes: int = 2, more: str = "") -> None:
+        """Write its config."""
+        self.machine.write(
+            self.file,
+            f"[watcher:w]\ncmd = sleep {self.number}\nnumprocesses = {processes}\n{more}\n",
+        )
+
+    def drop_in(self, text: str) -> None:
+        """Add to its service."""
+        self.machine.write(f"/etc/systemd/system/{self.unit}.d/test.conf", text)
+        self.machine.run(["systemctl", "daemon-reload"])
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command as whom the app belongs to."""
+        return self.machine.run([*(as_user() if self.user else ()), *command], check=check)
+
+    def systemctl(
+        self, verb: str, *args: str, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        scope = "--user" if self.user else "--system"
+        return self.run("systemctl", scope, verb, self.unit, *args, check=check)
+
+    def ctl(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.run("sysupctl", "-a", self.name, *args, check=check)
+
+    def show(self, name: str) -> str:
+        """A property of its service."""
+        return self.systemctl("show", "--value", f"--property={name}").stdout.strip()
+
+    def start(self) -> App:
+        self.systemctl("start")
+        return self
+
+    def pids(self) -> set[int]:
+        """Its processes that live, found by what they are."""
+        return pids(self.machine, f"sleep {self.number}")
+
+    @property
+    def cgroup(self) -> Path:
+        return self.machine.path(f"{OWN_CGROUP}/{self.unit}")
+
+
+def as_user(*groups: str) -> list[str]:
+    """Before a command: run it as the user, with their manager."""
+    return [
+        *("setpriv", f"--reuid={USER}", f"--regid={USER}"),
+        *([f"--groups={','.join(groups)}"] if groups else ["--clear-groups"]),
+        *("env", f"HOME={HOME}", f"XDG_RUNTIME_DIR={RUNTIME}"),
+    ]
+
+
+def pids(machine: Container, command: str) -> set[int]:
+    """Processes of the machine, by their command line."""
+    found = set()
+    for directory in machine.path("/proc").iterdir():
+        if directory.name.isdecimal():
+            try:
+                line = (directory / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if line.decode() == command:
+                found.add(int(directory.name))
+    return found
