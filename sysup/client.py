@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import stat
 import time
@@ -32,6 +33,8 @@ TIMEOUT = 5.0
 """Seconds until a call gives up, unless told otherwise."""
 LINGER = 1000
 """Milliseconds that a request without reply may take to leave."""
+ACCEPTS = "00010000"
+"""In the flags of /proc/net/unix: it listens (net/unix/af_unix.c, __SO_ACCEPTCON)."""
 ENDPOINT_VARIABLES = ("SYSUPCTL_ENDPOINT", "CIRCUSCTL_ENDPOINT")
 
 
@@ -54,6 +57,10 @@ class CallError(SysupError):
 
 class Unreachable(CallError):
     """There is no daemon to be reached; nothing was asked of it."""
+
+
+class NotRunning(Unreachable):
+    """Nobody is there, and nobody would start an app that is asked."""
 
 
 class ConnectionLost(CallError):
@@ -149,13 +156,27 @@ def _of_app(app: str, sockets: list[tuple[str, str]], bases: list[str]) -> str:
             return f"ipc://{path}"
     others = ", ".join(sorted({name for name, _ in sockets}))
     known = f"; there is {others}" if others else ""
-    raise Unreachable(f"{app} is not running (looked in {', '.join(bases)}{known})")
+    raise NotRunning(f"{app} is not running (looked in {', '.join(bases)}{known})")
 
 
 def _only_one(sockets: list[tuple[str, str]], bases: list[str]) -> str:
-    live: dict[str, str] = {}
-    denied = None
+    """The one app that runs, or the one that would be started by asking it.
+
+    No socket is connected to for that where the kernel tells who listens: systemd may hold
+    those of many apps, and a connection to each would start them all.
+    """
+    found: dict[str, str] = {}
+    listening = _listening()
     for name, path in sockets:
+        if path in listening and os.access(path, os.W_OK, effective_ids=True):
+            found.setdefault(name, path)
+    # The socket of events is the daemon's own, so there is one.
+    events = {name: os.path.join(os.path.dirname(p), protocol.EVENTS_SOCKET) for name, p in sockets}
+    running = {name: path for name, path in found.items() if events[name] in listening}
+    idle = bool(found) and not running
+    live = {name: f"ipc://{path}" for name, path in (running or found).items()}
+    denied = None
+    for name, path in sockets if not live else ():
         try:
             probe(f"ipc://{path}")
         except Unreachable as error:
@@ -163,10 +184,25 @@ def _only_one(sockets: list[tuple[str, str]], bases: list[str]) -> str:
         else:
             live.setdefault(name, f"ipc://{path}")
     if len(live) > 1:
-        raise Unreachable(f"several apps are running: {', '.join(sorted(live))}; name one (-a APP)")
+        several = "several apps wait to be started" if idle else "several apps are running"
+        raise Unreachable(f"{several}: {', '.join(sorted(live))}; name one (-a APP)")
     for endpoint in live.values():
         return endpoint
-    raise denied or Unreachable(f"no sysupd is running (looked in {', '.join(bases)})")
+    raise denied or NotRunning(f"no sysupd is running (looked in {', '.join(bases)})")
+
+
+def _listening() -> set[str]:
+    """The paths of all unix sockets that somebody listens at, as far as can be known.
+
+    The kernel tells the name that a socket was bound by; sysupd's were `NAME.PID` then.
+    """
+    try:
+        with open("/proc/net/unix", errors="surrogateescape") as table:
+            rows = [line.rstrip("\n").split(maxsplit=7) for line in table]
+    except OSError:
+        return set()
+    paths = {row[7] for row in rows if len(row) == 8 and row[3] == ACCEPTS}
+    return paths | {re.sub(r"\.\d+$", "", path) for path in paths}
 
 
 def probe(endpoint: str, timeout: float = TIMEOUT) -> None:

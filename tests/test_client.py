@@ -319,6 +319,38 @@ def test_one_of_several_is_named(base: Path, daemon: CannedDaemon) -> None:
             find_endpoint(environ=at(base))
 
 
+@contextmanager
+def held(path: Path) -> Iterator[socket.socket]:
+    """A control socket that systemd holds for an app that does not run."""
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        listener.setblocking(False)
+        yield listener
+
+
+def was_asked(listener: socket.socket) -> bool:
+    """Whether somebody connected, which would start the app."""
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+def test_apps_that_wait_to_be_started_are_not_started_by_looking(base: Path) -> None:
+    with held(base / "one" / "control") as one:
+        assert find_endpoint(environ=at(base)) == f"ipc://{base}/one/control"
+        with held(base / "two" / "control") as two:
+            with pytest.raises(Unreachable, match="several apps wait to be started: one, two;"):
+                find_endpoint(environ=at(base))
+            with CannedDaemon(base / "shop") as daemon:
+                assert find_endpoint(environ=at(base)) == daemon.endpoint
+            assert not was_asked(two)
+        assert not was_asked(one)
+
+
 def test_no_app_runs(base: Path) -> None:
     with pytest.raises(Unreachable, match=f"no sysupd is running .looked in {base}"):
         find_endpoint(environ=at(base))

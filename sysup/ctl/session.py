@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from sysup import client
-from sysup.client import CallError, Client, ConnectionLost, TimedOut, Unreachable
+from sysup.client import CallError, Client, ConnectionLost, NotRunning, TimedOut, Unreachable
 from sysup.protocol import Errno, SysupError
 
 OK, FAILED, USAGE, NOT_RUNNING, UNREACHABLE = range(5)
@@ -93,6 +93,8 @@ class Session:
         if isinstance(error, TimedOut):
             hint = "sysupd may still be at it: see `sysupctl status`, or wait longer by --timeout"
             click.echo(f"hint: {hint}", err=True)
+        if isinstance(error, NotRunning):
+            click.echo(f"hint: start it by `systemctl start sysup@{self.app or 'APP'}`", err=True)
         unknown = isinstance(error, (Unreachable, ConnectionLost, TimedOut))
         return UNREACHABLE if unknown else FAILED
 

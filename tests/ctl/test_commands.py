@@ -428,7 +428,11 @@ def test_wrong_usage(base: Path, ctl: Run, args: list[str], says: str) -> None:
 
 def test_no_daemon(base: Path, ctl: Run) -> None:
     reason = f"error: no sysupd is running (looked in {base})\n"
-    assert ctl("list") == (4, "", reason)
+    hint = "hint: start it by `systemctl start sysup@{}`\n"
+    assert ctl("list") == (4, "", reason + hint.format("APP"))
+    code, out, err = ctl("-a", "shop", "list")
+    assert (code, out) == (4, "")
+    assert err.endswith(hint.format("shop"))
 
 
 def test_a_timeout_says_what_to_do(daemon: CannedDaemon, ctl: Run) -> None:
