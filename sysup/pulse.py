@@ -16,11 +16,13 @@ beats in an interval cost some milliseconds, and between them nothing is done.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import json
 import logging
 import os
+import select
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -38,6 +40,8 @@ LOOK = 0.02
 
 NEEDED = 4
 """Descriptors that a connection takes, with both its ends."""
+
+STALLED_PUMP = "the pump does not turn"
 
 
 class Heart(Protocol):
@@ -104,9 +108,12 @@ class Pulse:
         self._see_turn()
         if self._awaited:
             self._troubled = True
-            log.error("no sign of life to systemd: %s", " and ".join(sorted(self._awaited)))
+            complaint = f"no sign of life to systemd: {' and '.join(sorted(self._awaited))}"
+            log.error("%s", complaint)
+            if STALLED_PUMP in self._awaited:
+                write_past_the_pump(complaint)
         self._timers.append(self._loop.call_later(self._pause, self._beat))
-        self._awaited = {"the pump does not turn"}
+        self._awaited = {STALLED_PUMP}
         self._turns = self._heart.heartbeat
         self._heart.ping()
         if not out_of_descriptors():
@@ -151,7 +158,7 @@ class Pulse:
 
     def _see_turn(self) -> None:
         if self._heart.heartbeat != self._turns:
-            self._awaited.discard("the pump does not turn")
+            self._awaited.discard(STALLED_PUMP)
 
     def _look(self) -> None:
         """Give the sign, if all came true; look again soon, if the pump alone is awaited."""
@@ -163,6 +170,18 @@ class Pulse:
                 log.info("signs of life again")
         elif self._client is None:
             self._timers.append(self._loop.call_later(LOOK, self._look))
+
+
+def write_past_the_pump(text: str) -> None:
+    """Write a line to standard error, for which the log itself needs the pump.
+
+    Not where nobody reads: the loop must not wait.
+    """
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    with contextlib.suppress(OSError):
+        if poll.poll(0):
+            os.write(2, f"{text}\n".encode())
 
 
 def out_of_descriptors() -> bool:

@@ -120,7 +120,9 @@ def test_there_are_two_beats_in_an_interval_and_nothing_between(
     play(scene)
 
 
-def test_a_pump_that_does_not_turn(play: Callable[[Scene], None]) -> None:
+def test_a_pump_that_does_not_turn(
+    play: Callable[[Scene], None], capfd: pytest.CaptureFixture[str]
+) -> None:
     wedged = Wedged()
 
     async def scene(patient: Patient) -> None:
@@ -133,6 +135,7 @@ def test_a_pump_that_does_not_turn(play: Callable[[Scene], None]) -> None:
         assert set(patient.complaints) == {PUMP}
 
     play(scene)
+    assert PUMP in capfd.readouterr().err, "which needs no pump"
 
 
 def test_a_control_socket_that_is_not_there(play: Callable[[Scene], None]) -> None:

@@ -6,25 +6,21 @@ the tests see then is that no sign of life comes, and the log says why.
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PATIENCE, Daemon, until
+from tests.e2e.harness import PATIENCE, until
+from tests.e2e.wedge import threads, wedged
 
 WEB = "[watcher:web]\ncmd = sleep 1000\nnumprocesses = 2\n"
 INTERVAL = 0.5
-PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
-WALL = 0x40000000
-"""waitpid(2): threads, too."""
 
 
 class Manager:
@@ -80,33 +76,6 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     made = Manager(tmp_path / "notify")
     yield made
     made.socket.close()
-
-
-def threads(daemon: Daemon) -> dict[str, int]:
-    """Thread ids by name, the oldest of each."""
-    task = Path(f"/proc/{daemon.pid}/task")
-    tids = sorted((int(entry.name) for entry in task.iterdir()), reverse=True)
-    return {(task / str(tid) / "comm").read_text().strip(): tid for tid in tids}
-
-
-@contextmanager
-def wedged(tid: int) -> Iterator[None]:
-    """Stop one thread, as long as this lasts."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-
-    def ptrace(request: int) -> None:
-        if libc.ptrace(request, tid, None, None) < 0:
-            error = ctypes.get_errno()
-            raise OSError(error, f"cannot trace: {os.strerror(error)}")
-
-    ptrace(PTRACE_SEIZE)
-    ptrace(PTRACE_INTERRUPT)
-    assert os.waitpid(tid, WALL)[0] == tid
-    try:
-        yield
-    finally:
-        ptrace(PTRACE_DETACH)
 
 
 # ---- life --------------------------------------------------------------------------------
@@ -218,7 +187,7 @@ def test_a_thread_that_stands_still(
     sysupd: Start, manager: Manager, thread: str, word: str
 ) -> None:
     daemon = sysupd(WEB, env=manager.env(INTERVAL))
-    stall(manager, threads(daemon)[thread])
+    stall(manager, threads(daemon.pid)[thread])
     assert f"no sign of life to systemd: {word}" in daemon.log()
 
 
