@@ -25,7 +25,7 @@ DESTDIR ?=
 RUNS_ON = $(shell command -v $(or $(PYTHON),/usr/bin/python3))
 VENDOR ?= $(shell $(RUNS_ON) -I packaging/lacking.py)
 MODULES := $(shell find sysup -name '*.py' -o -name '*.pyi' -o -name py.typed)
-UNITS := sysup@.service sysup@.socket sysup.target
+UNITS := sysup@.service sysup-guard@.service sysup@.socket sysup.target
 EXAMPLES := sysup-web@.socket hardening.conf example.ini
 COMPLETIONS = bash-completion/completions/sysupctl zsh/site-functions/_sysupctl \
     fish/vendor_completions.d/sysupctl.fish
@@ -33,7 +33,7 @@ COMPLETIONS = bash-completion/completions/sysupctl zsh/site-functions/_sysupctl 
 D = $(DESTDIR)
 PUT := install -D -m 0644
 FILL_IN = sed -e 's|@bindir@|$(bindir)|g' -e 's|@sysconfdir@|$(sysconfdir)|g' \
-    -e 's|@docdir@|$(docdir)|g'
+    -e 's|@docdir@|$(docdir)|g' -e 's|@privatedir@|$(privatedir)|g'
 
 .PHONY: install uninstall
 
@@ -63,6 +63,7 @@ install: $(BUILT)
 	    $(FILL_IN) units/$$unit >"$(D)$$to/$${unit#user/}"; \
 	    chmod 0644 "$(D)$$to/$${unit#user/}"; \
 	done
+	@install -D -m 0755 units/stop-post '$(D)$(privatedir)/stop-post'
 	@$(PUT) units/sysusers.d/sysup.conf '$(D)$(sysusersdir)/sysup.conf'
 	@$(PUT) units/tmpfiles.d/sysup.conf '$(D)$(tmpfilesdir)/sysup.conf'
 	@$(PUT) -t '$(D)$(docdir)' README.md CHANGELOG.md LICENSE docs/*.md

@@ -35,6 +35,8 @@ class App(Protocol):
 
     watchers: dict[str, Watcher]
 
+    @property
+    def takeovers(self) -> int: ...
     def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher: ...
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     async def start_all(self) -> None: ...
@@ -387,8 +389,8 @@ def dstats(app: App, p: Properties) -> Reply:
 
 @command(Role.READ)
 def version(app: App, p: Properties) -> Reply:
-    """The daemon's version."""
-    return {"version": __version__}
+    """The daemon's version, and how many daemons were there before that it took over from."""
+    return {"version": __version__, "takeovers": app.takeovers}
 
 
 @command(Role.READ)

@@ -59,6 +59,7 @@ FLUSH = 2.0
 """Seconds that the pump has for its last bytes."""
 CONFIG = ("config",)
 """In the ledger: what the config was read from."""
+TAKEOVERS = ("takeovers",)
 NOFILE = ("nofile",)
 """In the ledger: the limits of descriptors that children get."""
 LOCK = "lock"
@@ -254,6 +255,7 @@ class Daemon:
         self._open_sockets(s for s in self.config.sockets.values() if self._lacks(s))
         restore_watchers(self._estate, self.config, self._board, self._adopt)
         self._estate.settle()
+        self._estate.ledger.put(TAKEOVERS, self.takeovers + 1)
         kept = len(self._board.bodies)
         log.info(
             "%s: taken over from the daemon before, %d processes run on", self.config.app, kept
@@ -297,6 +299,11 @@ class Daemon:
             except SysupError as error:
                 log.error("%s", error)
 
+    @property
+    def takeovers(self) -> int:
+        """How many daemons there were before that this one took over from, one after the other."""
+        return int(self._estate.ledger.table.get(TAKEOVERS, 0))
+
     async def upgrade(self) -> Mapping[str, Any]:
         """Become the program that is installed now, in place: processes and output run on.
 
@@ -308,7 +315,7 @@ class Daemon:
                 raise SysupError("cannot upgrade: sysupd is ending")
             version = await self_test(program(), self._estate.ledger.fd)
             self.loop.call_later(REPLY_WITHIN, self._replace)
-        return {"from": __version__, "to": version}
+        return {"from": __version__, "to": version, "takeovers": self.takeovers}
 
     def _replace(self) -> None:
         """Execute the new program, from which there is no way back."""

@@ -46,6 +46,7 @@ class FakeApp:
         self.world = world
         self.watchers: dict[str, Watcher] = {}
         self.asked: list[str] = []
+        self.takeovers = 2
 
     def have(self, name: str, **options: Any) -> Watcher:
         self.watchers[name.lower()] = self.world.watcher(name, **options)
@@ -339,7 +340,7 @@ def test_replies_about_what_is(app: FakeApp) -> None:
     assert app.ask("numprocesses") == {"numprocesses": 3}
     assert app.ask("numprocesses", name="web") == {"numprocesses": 2, "watcher_name": "web"}
     assert app.ask("numwatchers") == {"numwatchers": 3}
-    assert app.ask("version") == {"version": __version__}
+    assert app.ask("version") == {"version": __version__, "takeovers": 2}
     assert app.ask("listsockets") == {"sockets": [{"fd": 3, "name": "api"}]}
     assert app.ask("dstats") == {"info": {"pid": 1}}
     assert app.ask("globaloptions") == {"options": {"check_delay": 5.0}}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -34,6 +35,8 @@ from sysup.ctl.session import (
 from sysup.ctl.values import converted
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
 
+TAKEN_OVER_WITHIN = 10.0
+"""Seconds within which a new daemon has to answer."""
 PASS_ON = {"ignore_unknown_options": True}
 """Lets negative numbers be arguments."""
 EPILOG = """\b
@@ -500,8 +503,17 @@ def reloadconfig(wait: bool) -> None:
 @cli.command()
 def upgrade() -> None:
     """Have the daemon become the sysupd that is installed now; all processes run on."""
-    reply = session().call("upgrade", waiting=True)
-    session().show(reply, f"sysupd {reply['from']} is replaced by {reply['to']}")
+    here = session()
+    reply = here.call("upgrade", waiting=True)
+    until = time.monotonic() + TAKEN_OVER_WITHIN
+    while time.monotonic() < until:
+        with suppress(CallError):  # for a moment nobody is there
+            if here.call("version")["takeovers"] > reply["takeovers"]:
+                break
+        time.sleep(0.02)
+    else:
+        raise CallError("the new sysupd does not answer: see the daemon's log")
+    here.show(reply, f"sysupd {reply['from']} is replaced by {reply['to']}")
 
 
 @cli.command("quit")

@@ -29,6 +29,15 @@ def test_processes_run_on(sysupd: Start) -> None:
     assert daemon.process.poll() is None, "with the same pid"
 
 
+def test_sysupctl_waits_for_the_new_one(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS)
+    for number in (1, 2, 3):
+        done = daemon.ctl("upgrade")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("sysupd ")
+        assert daemon.call("version")["takeovers"] == number
+
+
 def test_a_signal_does_it_as_well(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS)
     before = daemon.pids("web")

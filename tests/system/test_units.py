@@ -14,11 +14,13 @@ from tests.system.conftest import ROOT
 
 UNITS = "/usr/local/lib/systemd"
 EXAMPLES = "/usr/local/share/doc/sysup/examples"
-SYSUP = "/usr/local/lib/sysup/sysup"
+PRIVATE = "/usr/local/lib/sysup"
+SYSUP = f"{PRIVATE}/sysup"
+UNIT_FILES = ("sysup@.service", "sysup-guard@.service", "sysup@.socket", "sysup.target")
 FILES = {
     *("/etc/sysup/example.ini", "/usr/local/bin/sysupctl", "/usr/local/bin/sysupd"),
-    *(f"{UNITS}/system/{name}" for name in ("sysup@.service", "sysup@.socket", "sysup.target")),
-    *(f"{UNITS}/user/{name}" for name in ("sysup@.service", "sysup@.socket", "sysup.target")),
+    *(f"{UNITS}/system/{name}" for name in UNIT_FILES),
+    *(f"{UNITS}/user/{name}" for name in UNIT_FILES),
     *("/usr/local/lib/sysusers.d/sysup.conf", "/usr/local/lib/tmpfiles.d/sysup.conf"),
     *(f"{EXAMPLES}/{name}" for name in ("example.ini", "hardening.conf", "sysup-web@.socket")),
     "/usr/local/share/bash-completion/completions/sysupctl",
@@ -51,7 +53,8 @@ def test_install_puts_everything_in_its_place(installed: Path) -> None:
 def test_what_is_installed_cannot_be_written_by_others(installed: Path) -> None:
     for name, path in files(installed).items():
         mode = stat.S_IMODE(path.stat().st_mode)
-        wanted = 0o755 if name.startswith("/usr/local/bin/") else 0o644
+        is_program = name.startswith("/usr/local/bin/") or name == f"{PRIVATE}/stop-post"
+        wanted = 0o755 if is_program else 0o644
         assert mode == wanted, name
 
 

@@ -32,7 +32,7 @@ def daemon_of(app: App) -> int:
 )
 def test_a_stall_ends_in_a_restart(machine: Container, thread: str, word: str) -> None:
     app = App(machine, f"stall{thread[:3].lower()}")
-    app.drop_in(f"[Service]\nWatchdogSec={WATCHDOG:g}\nKillMode=process\n")
+    app.drop_in(f"[Service]\nWatchdogSec={WATCHDOG:g}\n")
     app.start()
     before, daemon = app.pids(), daemon_of(app)
     assert Path(f"/proc/{daemon}/comm").read_text() == "sysupd\n"
