@@ -38,7 +38,7 @@ class Patient(logging.Handler):
         super().__init__(logging.ERROR)
         self.loop = asyncio.get_running_loop()
         self.endpoint = f"ipc://{directory}/control"
-        app: Any = SimpleNamespace()
+        app: Any = SimpleNamespace(takeovers=0)
         self.control = Control(self.loop, app, lambda: 0.0)
         self.pump = Pump()
         self.signs = 0
