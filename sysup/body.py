@@ -212,7 +212,8 @@ class Mould:
         try:
             self._connect(ours, theirs)
             process = self._spawn(wid, marker, theirs, group)
-            body = Body(serial, process, marker, [], wid, cgroup=group)
+            buried = partial(self._forget, serial)
+            body = Body(serial, process, marker, [], wid, cgroup=group, on_buried=buried)
             self._park(body, ours)
             self._attach(body, ours)
             self._record(body, generation)
@@ -268,7 +269,6 @@ class Mould:
         estate = self._setting.estate
         if estate is None:
             return
-        body.on_buried = partial(self._forget, body.serial)
         estate.ledger.put(
             ("body", body.serial),
             {

@@ -41,8 +41,7 @@ from sysup.stats import Stats
 from sysup.streams import Pump
 from sysup.systemd import Notifier
 from sysup.turns import Superseded
-from sysup.upgrade import program, self_test
-from sysup.upgrade import replace as replace_program
+from sysup.upgrade import become, program, self_test
 from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup")
@@ -331,7 +330,7 @@ class Daemon:
         self._pump.park(FLUSH)
         os.environ.update(self._notifier.successor_environ())
         others = {LOCK: [self._lock.fileno()], **self._given}
-        replace_program(program(), self._estate.hand_over(others))
+        become(program(), self._estate.hand_over(others))
 
     async def ended(self) -> None:
         """Wait until all processes are gone."""

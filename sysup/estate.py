@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from sysup.ledger import Ledger
@@ -106,16 +106,24 @@ class Estate:
         self.arena = fds[ARENA][0] if ARENA in fds else self.new_arena()
         self._lot = self._take_lot(fds)
         self.inherited = self._lot is not None and BEGUN in self.ledger.table
-        if self._store and STATE not in fds:
-            self._store.store(STATE, self.ledger.fd)
+        if STATE not in fds:
+            self._keep(STATE, self.ledger.fd)
 
     def new_arena(self) -> int:
         """A memfd for what the pump has read and not written, in place of another one."""
         self.arena = os.memfd_create("sysup-arena")
-        if self._store:
-            self._store.forget(ARENA)
-            self._store.store(ARENA, self.arena)
+        self._give_up(ARENA)
+        self._keep(ARENA, self.arena)
         return self.arena
+
+    def _keep(self, name: str, fd: int) -> None:
+        if self._store:
+            self._store.store(name, fd)
+
+    def _give_up(self, *names: str) -> None:
+        if self._store:
+            for name in names:
+                self._store.forget(name)
 
     # ---- what is -------------------------------------------------------------------------
 
@@ -157,8 +165,7 @@ class Estate:
         self.ledger.clear()
         if self._lot:
             self._lot.close()
-        for name in (STATE, ARENA, *self._names(self._number)) if self._store else ():
-            self._store.forget(name)  # type: ignore[union-attr]
+        self._give_up(STATE, ARENA, *self._names(self._number))
         if not self._store:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._directory, FILE))
@@ -194,7 +201,7 @@ class Estate:
         """Whether it is to be kept."""
         return tuple(what[:2]) in self._living
 
-    def _renew(self, more: Iterable[Parcel]) -> None:
+    def _renew(self, more: Sequence[Parcel]) -> None:
         """Fill a new lot with what is of the present, and then give up the old one."""
         if self._repark is not None:
             self._repark.cancel()
@@ -206,11 +213,10 @@ class Estate:
                 kept = self._lot.take()
             living = [(what, fds) for what, fds in kept if self.keeps(what)]
             lot.park([*living, *more])
-            self._parked = len(living)
+            self._parked = len(living) + len(more)
             before, self._number = self._number, self._number + 1
             for name, end in zip(self._names(self._number), lot.ends, strict=True):
-                if self._store:
-                    self._store.store(name, end)
+                self._keep(name, end)
             self.ledger.put((LOT,), self._number)
         except SysupError as error:
             log.error("%s: what was started just now would not outlive sysupd", error)
@@ -222,8 +228,7 @@ class Estate:
         if self._lot is not None:
             self._lot.close()
         self._lot = lot
-        for name in self._names(before) if self._store else ():
-            self._store.forget(name)  # type: ignore[union-attr]
+        self._give_up(*self._names(before))
 
     def _take_lot(self, fds: Mapping[str, Sequence[int]]) -> Lot | None:
         self._number = int(self.ledger.table.get((LOT,), 0))
@@ -250,10 +255,6 @@ class Estate:
         for _, fd in fds:
             os.set_inheritable(fd, True)
         return ",".join(f"{name}:{fd}" for name, fd in fds)
-
-    def take_back(self, handed: str) -> None:
-        """The program could not be replaced: nobody is to inherit anything."""
-        inherited_fds({HANDED_OVER: handed})
 
     def _new_state(self) -> int:
         if self._store:

@@ -63,17 +63,19 @@ class Lot:
 
         Raises SysupError when the queue is full (then it may hold a part of them).
         """
-        batch: list[tuple[Any, int]] = []
+        texts: list[str] = []
         fds: list[int] = []
+        length = 0
         for what, several in parcels:
-            text = json.dumps([*batch, (what, len(several))])
-            if batch and (len(fds) + len(several) > MOST or len(text) > TEXT):
-                self._send(batch, fds)
-                batch, fds = [], []
-            batch.append((what, len(several)))
+            text = json.dumps((what, len(several)))
+            if texts and (len(fds) + len(several) > MOST or length + len(text) > TEXT):
+                self._send(texts, fds)
+                texts, fds, length = [], [], 0
+            texts.append(text)
+            length += len(text) + 1
             fds += several
-        if batch:
-            self._send(batch, fds)
+        if texts:
+            self._send(texts, fds)
 
     def take(self) -> list[tuple[Any, list[int]]]:
         """All that was parked, as new descriptors; it stays parked. Raises SysupError."""
@@ -106,10 +108,10 @@ class Lot:
         self.entrance.close()
         self.exit.close()
 
-    def _send(self, batch: list[tuple[Any, int]], fds: list[int]) -> None:
+    def _send(self, texts: list[str], fds: list[int]) -> None:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
         try:
-            self.entrance.sendmsg([json.dumps(batch).encode()], [rights] if fds else [])
+            self.entrance.sendmsg([f"[{','.join(texts)}]".encode()], [rights] if fds else [])
         except OSError as error:
             raise _cannot(error) from None
 

@@ -69,6 +69,6 @@ def answer_self_test(loaded: Config, ledger: Ledger | None) -> str:
     return __version__
 
 
-def replace(argv: Sequence[str], handed: str) -> None:
+def become(argv: Sequence[str], handed: str) -> None:
     """Execute a program in this process; returns only by OSError."""
     os.execve(argv[0], list(argv), {**os.environ, HANDED_OVER: handed})

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.delegated import delegated
 from tests.journald import Journald, Unavailable
 from tests.world import World
 
@@ -35,6 +37,15 @@ def journald() -> Iterator[Journald]:
         pytest.skip(str(reason))
     with begun:
         yield begun
+
+
+@pytest.fixture
+def unit_cgroup() -> Iterator[Path]:
+    """A cgroup like that of a unit that systemd delegates."""
+    with delegated() as path:
+        if path is None:
+            pytest.skip("no cgroup v2 here that we may make groups in")
+        yield path
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sysup.process.cgroups import Cgroup, Cgroups, is_delegated, own_directory
-from tests.delegated import delegated, lives, members
+from tests.delegated import lives, members
 from tests.e2e.harness import until
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with delegated() as path:
-        if path is None:
-            pytest.skip("no cgroup v2 here that we may make groups in")
-        yield path
 
 
 def sleeper(group: Cgroup, script: str = "exec sleep 1000") -> subprocess.Popen[bytes]:
@@ -35,9 +26,9 @@ def test_our_own_cgroup_is_known() -> None:
 
 
 @pytest.mark.may_skip
-def test_only_what_systemd_marked_is_ours(root: Path) -> None:
-    assert is_delegated(str(root))
-    below = root / "below"
+def test_only_what_systemd_marked_is_ours(unit_cgroup: Path) -> None:
+    assert is_delegated(str(unit_cgroup))
+    below = unit_cgroup / "below"
     below.mkdir()
     assert not is_delegated(str(below))
     assert not is_delegated("/nonexistent")
@@ -45,18 +36,18 @@ def test_only_what_systemd_marked_is_ours(root: Path) -> None:
 
 @pytest.mark.may_skip
 @pytest.mark.parametrize("name", ["web", "a/b", "..", "cgroup.procs", "ö %2E", "x" * 300])
-def test_any_name_of_a_watcher_has_a_group_of_its_own(root: Path, name: str) -> None:
-    cgroups = Cgroups(str(root))
+def test_any_name_of_a_watcher_has_a_group_of_its_own(unit_cgroup: Path, name: str) -> None:
+    cgroups = Cgroups(str(unit_cgroup))
     groups = {cgroups.make(other, 1, 1).directory for other in (name, "other", "x" * 299)}
     assert len(groups) == 3
-    assert {Path(group).parents[1] for group in groups} == {root / "w"}
+    assert {Path(group).parents[1] for group in groups} == {unit_cgroup / "w"}
     cgroups.forget(name)
-    assert len([path for path in (root / "w").iterdir() if path.is_dir()]) == 2
+    assert len([path for path in (unit_cgroup / "w").iterdir() if path.is_dir()]) == 2
 
 
 @pytest.mark.may_skip
-def test_a_slot_that_is_not_empty_yet_gets_a_second_group(root: Path) -> None:
-    cgroups = Cgroups(str(root))
+def test_a_slot_that_is_not_empty_yet_gets_a_second_group(unit_cgroup: Path) -> None:
+    cgroups = Cgroups(str(unit_cgroup))
     first = cgroups.make("web", 1, 7)
     process = sleeper(first)
     until(lambda: first.pids() == {process.pid}, "it is inside")
@@ -70,8 +61,8 @@ def test_a_slot_that_is_not_empty_yet_gets_a_second_group(root: Path) -> None:
 
 
 @pytest.mark.may_skip
-def test_what_a_process_made_below_is_killed_and_removed_too(root: Path) -> None:
-    group = Cgroups(str(root)).make("web", 1, 1)
+def test_what_a_process_made_below_is_killed_and_removed_too(unit_cgroup: Path) -> None:
+    group = Cgroups(str(unit_cgroup)).make("web", 1, 1)
     deep = f"{group.directory}/a/b"
     process = sleeper(
         group, f'mkdir -p "{deep}"; echo 0 >"{deep}/cgroup.procs"; exec setsid sleep 1000'
@@ -86,8 +77,8 @@ def test_what_a_process_made_below_is_killed_and_removed_too(root: Path) -> None
 
 
 @pytest.mark.may_skip
-def test_strays_are_those_that_nobody_knows(root: Path) -> None:
-    cgroups = Cgroups(str(root))
+def test_strays_are_those_that_nobody_knows(unit_cgroup: Path) -> None:
+    cgroups = Cgroups(str(unit_cgroup))
     assert cgroups.strays([]) == []
     known, stray = cgroups.make("web", 1, 1), cgroups.make("web", 2, 2)
     assert [group.path for group in cgroups.strays({known.path})] == [stray.path]
@@ -95,14 +86,14 @@ def test_strays_are_those_that_nobody_knows(root: Path) -> None:
 
 
 @pytest.mark.may_skip
-def test_all_is_killed_at_once(root: Path) -> None:
-    cgroups = Cgroups(str(root))
+def test_all_is_killed_at_once(unit_cgroup: Path) -> None:
+    cgroups = Cgroups(str(unit_cgroup))
     assert cgroups.kill_all(), "there is nothing"
     processes = [sleeper(cgroups.make("web", wid, wid)) for wid in (1, 2)]
-    until(lambda: len(members(root)) == 2, "both are inside")
+    until(lambda: len(members(unit_cgroup)) == 2, "both are inside")
     cgroups.kill_all()
     for process in processes:
         process.wait()
     until(cgroups.kill_all, "nothing is left")
-    assert not lives(root)
-    assert not (root / "w").exists()
+    assert not lives(unit_cgroup)
+    assert not (unit_cgroup / "w").exists()
