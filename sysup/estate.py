@@ -163,12 +163,18 @@ class Estate:
     def end(self) -> None:
         """There is nothing left that the next daemon could go on with."""
         self.ledger.clear()
-        if self._lot:
-            self._lot.close()
+        self.close()
         self._give_up(STATE, ARENA, *self._names(self._number))
         if not self._store:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self._directory, FILE))
+
+    def close(self) -> None:
+        """Close all of it here, as the end of the process does."""
+        self.ledger.close()
+        os.close(self.arena)
+        if self._lot:
+            self._lot.close()
 
     # ---- the lot -------------------------------------------------------------------------
 
@@ -233,6 +239,11 @@ class Estate:
     def _take_lot(self, fds: Mapping[str, Sequence[int]]) -> Lot | None:
         self._number = int(self.ledger.table.get((LOT,), 0))
         names = self._names(self._number)
+        for stale in [n for n in fds if n.startswith(f"{LOT}-") and n not in names]:
+            # The end came between two lots: of one name there must not be two some day.
+            for fd in fds[stale]:
+                os.close(fd)
+            self._give_up(stale)
         if not all(name in fds for name in names):
             return None
         lot = Lot.of(*(fds[name][0] for name in names))

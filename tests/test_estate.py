@@ -1,0 +1,122 @@
+"""What a daemon leaves to the next one, with a store that does as systemd's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sysup.estate import STATE, Estate, Inheritance
+
+
+class Store:
+    """Keeps copies of descriptors by name, and hands copies of these to each next daemon."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, list[int]] = {}
+
+    def store(self, name: str, *fds: int) -> None:
+        self.kept.setdefault(name, []).extend(map(os.dup, fds))
+
+    def forget(self, name: str) -> None:
+        for fd in self.kept.pop(name, ()):
+            os.close(fd)
+
+    def handed(self) -> dict[str, list[int]]:
+        return {name: [os.dup(fd) for fd in fds] for name, fds in self.kept.items()}
+
+    def lots(self) -> list[str]:
+        return sorted(name for name in self.kept if name.startswith("lot-"))
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    made = asyncio.new_event_loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    made = Store()
+    yield made
+    for name in list(made.kept):
+        made.forget(name)
+
+
+def begun(loop: asyncio.AbstractEventLoop, directory: Path, store: Store) -> Estate:
+    estate = Estate(loop, str(directory), Inheritance(), store)
+    estate.begin()
+    estate.begun()
+    return estate
+
+
+def test_the_next_one_claims_what_was_parked(
+    loop: asyncio.AbstractEventLoop, tmp_path: Path, store: Store
+) -> None:
+    first = begun(loop, tmp_path, store)
+    assert not first.inherited
+    reading, writing = os.pipe()
+    first.park(["body", 7, "stdout"], [reading])
+    first.ledger.put(("body", 7), {"pid": 1})
+    os.write(writing, b"unread")
+    os.close(reading)
+    os.close(writing)
+    first.close()
+    second = Estate(loop, str(tmp_path), Inheritance(store.handed()), store)
+    assert second.inherited
+    assert second.left_behind() == []
+    assert second.ledger.table[("body", 7)] == {"pid": 1}
+    assert second.claim("body", 8) is None
+    claimed = second.claim("body", 7)
+    assert claimed
+    words, (fd,) = claimed
+    assert (words, os.read(fd, 100)) == (["stdout"], b"unread")
+    os.close(fd)
+    second.close()
+
+
+def test_what_is_not_kept_any_more_is_closed(
+    loop: asyncio.AbstractEventLoop, tmp_path: Path, store: Store
+) -> None:
+    estate = begun(loop, tmp_path, store)
+    reading, writing = os.pipe()
+    estate.park(["stdin", 7], [writing])
+    os.close(writing)
+    estate.unpark("stdin", 7, soon=True)
+    os.set_blocking(reading, False)
+    with pytest.raises(BlockingIOError):
+        os.read(reading, 1)
+    estate.clean()
+    assert os.read(reading, 1) == b"", "the end"
+    os.close(reading)
+    estate.close()
+
+
+def test_a_lot_that_was_being_made_at_the_end_is_given_up(
+    loop: asyncio.AbstractEventLoop, tmp_path: Path, store: Store
+) -> None:
+    first = begun(loop, tmp_path, store)
+    current = store.lots()
+    store.store("lot-2-in", first.ledger.fd)
+    store.store("lot-2-out", first.ledger.fd)
+    first.close()
+    handed = store.handed()
+    second = Estate(loop, str(tmp_path), Inheritance(handed), store)
+    assert second.inherited
+    assert store.lots() == current
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(handed["lot-2-in"][0])
+    second.close()
+
+
+def test_at_its_own_end_nothing_is_kept(
+    loop: asyncio.AbstractEventLoop, tmp_path: Path, store: Store
+) -> None:
+    estate = begun(loop, tmp_path, store)
+    assert STATE in store.kept
+    estate.end()
+    assert store.kept == {}
