@@ -86,7 +86,8 @@ class Pulse:
         self._awaited: set[str] = set()
         """What this beat has not seen yet."""
         self._troubled = False
-        self._timers: list[asyncio.TimerHandle] = []
+        self._next: asyncio.TimerHandle | None = None
+        self._glance: asyncio.TimerHandle | None = None
 
     def begin(self) -> None:
         """Beat from now on."""
@@ -99,9 +100,10 @@ class Pulse:
         self._context.term()
 
     def _cancel(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers.clear()
+        for timer in (self._next, self._glance):
+            if timer is not None:
+                timer.cancel()
+        self._next = self._glance = None
 
     def _beat(self) -> None:
         self._cancel()
@@ -112,7 +114,7 @@ class Pulse:
             log.error("%s", complaint)
             if STALLED_PUMP in self._awaited:
                 write_past_the_pump(complaint)
-        self._timers.append(self._loop.call_later(self._pause, self._beat))
+        self._next = self._loop.call_later(self._pause, self._beat)
         self._awaited = {STALLED_PUMP}
         self._turns = self._heart.heartbeat
         self._heart.ping()
@@ -162,6 +164,7 @@ class Pulse:
 
     def _look(self) -> None:
         """Give the sign, if all came true; look again soon, if the pump alone is awaited."""
+        self._glance = None
         self._see_turn()
         if not self._awaited:
             self._alive()
@@ -169,7 +172,7 @@ class Pulse:
                 self._troubled = False
                 log.info("signs of life again")
         elif self._client is None:
-            self._timers.append(self._loop.call_later(LOOK, self._look))
+            self._glance = self._loop.call_later(LOOK, self._look)
 
 
 def write_past_the_pump(text: str) -> None:

@@ -114,8 +114,30 @@ def test_there_are_two_beats_in_an_interval_and_nothing_between(
         patient.serve()
         patient.feel(interval=100.0)
         await patient.until(lambda: patient.signs)
-        (timer,) = patient.pulses[0]._timers
-        assert 49.0 < timer.when() - patient.loop.time() <= 50.0
+        pulse = patient.pulses[0]
+        assert pulse._glance is None
+        assert pulse._next is not None
+        assert 49.0 < pulse._next.when() - patient.loop.time() <= 50.0
+
+    play(scene)
+
+
+def test_a_pump_that_turns_late_is_looked_at_until_it_does(
+    play: Callable[[Scene], None],
+) -> None:
+    looks = iter(range(100))
+
+    class Late(Wedged):
+        @property
+        def heartbeat(self) -> int:  # type: ignore[override]
+            return int(next(looks) >= 10)
+
+    async def scene(patient: Patient) -> None:
+        patient.serve()
+        patient.feel(Late(), interval=100.0)
+        await patient.until(lambda: patient.signs)
+        assert next(looks) == 11
+        assert patient.pulses[0]._glance is None
 
     play(scene)
 
