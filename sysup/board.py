@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from sysup.body import Body, Remains, Setting
+from sysup.body import Body, Setting
 from sysup.process import OS
+from sysup.remains import Remains
 from sysup.streams import Pump
 
 TURN = 0.005

@@ -18,7 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
     | frozenset({"runtime", "ledger", "lot"}),
-    frozenset({"endpoints", "events", "taps", "body", "log"})
+    frozenset({"endpoints", "events", "taps", "body", "remains", "log"})
     | frozenset(
         {"board", "turns", "watcher", "outputs", "commands", "control", "estate"}
         | {"restore", "upgrade", "pulse", "herald"}
