@@ -13,7 +13,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,6 +32,8 @@ log = logging.getLogger("sysup.body")
 TAIL = 4096
 """Bytes of the newest output that are remembered of each stream, at most."""
 OUTPUT_LINES = 10
+FIRST_FD = 3
+"""The first descriptor of those that are listened on, sd_listen_fds(3)."""
 FD = {"stdout": 1, "stderr": 2}
 
 OnLoss = Callable[[Mapping[str, int | str]], None]
@@ -162,6 +164,7 @@ class Mould:
         self._on_rotated = on_rotated
         self._sinks: dict[StreamName, Sink | Direct] = {}
         self._who = identity(spec.uid, spec.gid, spec.groups)
+        self._seats = seats(spec, setting.sockets)
         self._launcher = setting.os.launcher(self._launch())
         try:
             self._open_sinks()
@@ -288,7 +291,7 @@ class Mould:
         place = -1 if group is None else group.open()
         try:
             return self._launcher.spawn(
-                argv=config.command(self._spec, wid, self._setting.sockets),
+                argv=config.command(self._spec, wid, self._seats),
                 env={MARKER: marker},
                 fds=fds,
                 cgroup_fd=place,
@@ -378,6 +381,7 @@ class Mould:
                 circus=setting.circus,
                 environ=setting.environ,
                 identity=config.Identity(who.name, who.home, who.shell),
+                extra=listen_variables(spec.listen_fds),
                 sys_path=sys.path,
             ),
             search=setting.environ.get("PATH", os.defpath),
@@ -393,6 +397,7 @@ class Mould:
             cpus=spec.cpu_affinity,
             no_new_privs=spec.no_new_privileges,
             capabilities=spec.capabilities,
+            listen_pid=bool(spec.listen_fds),
         )
 
     def _descriptors(self) -> dict[int, int]:
@@ -404,8 +409,9 @@ class Mould:
         for name in sorted(config.named_sockets(spec) - setting.sockets.keys()):
             if not setting.circus or name == spec.stdin_socket:  # Circus leaves the text
                 raise SysupError(f"there is no socket '{name[:100]}'")
-        passed = {*used_sockets(spec, setting.sockets)} - {spec.stdin_socket}
-        fds = {setting.sockets[name]: setting.sockets[name] for name in passed}
+        fds = {seat: setting.sockets[name] for name, seat in self._seats.items()}
+        for seat, name in enumerate(spec.listen_fds, FIRST_FD):
+            fds[seat] = setting.sockets[name.lower()]
         closed = {0: spec.close_child_stdin, 1: spec.close_child_stdout, 2: spec.close_child_stderr}
         fds |= {fd: setting.null if shut else fd for fd, shut in closed.items()}
         if spec.stdin == "null":
@@ -436,10 +442,30 @@ class Mould:
         self._on_loss(name, losses)
 
 
+def seats(spec: WatcherSpec, sockets: Mapping[str, int]) -> dict[str, int]:
+    """The descriptor that each socket is in a child, by name: its own number, unless that is of
+    those which `listen_fds` needs."""
+    listened = [name.lower() for name in spec.listen_fds]
+    found = {name: FIRST_FD + listened.index(name) for name in listened if name in sockets}
+    taken = {*range(FIRST_FD + len(listened)), *sockets.values()}
+    free = (fd for fd in itertools.count(FIRST_FD) if fd not in taken)
+    for name in used_sockets(spec, sockets):
+        if name not in found and name != spec.stdin_socket:
+            own = sockets[name]
+            found[name] = own if own >= FIRST_FD + len(listened) else next(free)
+    return found
+
+
+def listen_variables(names: Sequence[str]) -> dict[str, str]:
+    """What tells a child of its sockets, but for its pid, which is not known before it is."""
+    return {"LISTEN_FDS": str(len(names)), "LISTEN_FDNAMES": ":".join(names)} if names else {}
+
+
 def used_sockets(spec: WatcherSpec, names: Collection[str]) -> list[str]:
     """Which of the sockets the watcher's processes are to have."""
     if spec.use_sockets:
         return list(names)
     args = spec.args if isinstance(spec.args, str) else " ".join(spec.args)
     text = f"{spec.cmd} {args} {spec.shell_args or ''}".lower()
-    return [n for n in names if f".sockets.{n})" in text or n == spec.stdin_socket]
+    named = {spec.stdin_socket, *(name.lower() for name in spec.listen_fds)}
+    return [n for n in names if f".sockets.{n})" in text or n in named]

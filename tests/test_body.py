@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import Any
 
 import pytest
@@ -13,8 +12,6 @@ from sysup.config import StreamSpec, WatcherSpec
 from sysup.process import MARKER
 from sysup.protocol import SysupError
 from tests.world import World
-
-KILL = signal.SIGKILL
 
 
 def mould(world: World, **options: Any) -> Mould:
@@ -64,6 +61,35 @@ def test_sockets_are_passed_by_their_number(world: World) -> None:
     assert 40 not in fds
 
 
+def test_sockets_as_systemd_hands_them_over(world: World) -> None:
+    world.board.setting.sockets = {"web": 4, "api": 7, "admin": 3}
+    mould(
+        world, cmd="x $(sysup.sockets.api) $(sysup.sockets.admin)", listen_fds=("API", "web")
+    ).make(1)
+    argv, env, launch = world.os.born[101]
+    assert {fd: ours for fd, ours in launch.fds.items() if fd > 2} == {3: 7, 4: 4, 5: 3}
+    assert argv == ["x", "3", "5"], "where they are there"
+    assert (launch.env["LISTEN_FDS"], launch.env["LISTEN_FDNAMES"]) == ("2", "API:web")
+    assert launch.listen_pid
+    mould(world, cmd="x $(sysup.sockets.api)").make(1)
+    argv, env, launch = world.os.born[102]
+    assert argv == ["x", "7"]
+    assert not launch.listen_pid
+    assert not [name for name in {**launch.env, **env} if name.startswith("LISTEN_")]
+
+
+def test_a_socket_may_be_in_several_places(world: World) -> None:
+    world.board.setting.sockets = {"web": 3}
+    mould(world, stdin_socket="web", listen_fds=("web", "web")).make(1)
+    fds = world.os.born[101][2].fds
+    assert {fd: ours for fd, ours in fds.items() if fd not in (1, 2)} == {0: 3, 3: 3, 4: 3}
+
+
+def test_a_socket_to_listen_on_that_nobody_has(world: World) -> None:
+    with pytest.raises(SysupError, match="there is no socket 'web'"):
+        mould(world, listen_fds=("web",))
+
+
 def test_a_socket_that_is_not_bound_is_the_reason(world: World) -> None:
     world.board.setting.socket_problems = {"api": "cannot bind socket api to x: in use"}
     with pytest.raises(SysupError, match="cannot bind socket api"):
@@ -77,6 +103,7 @@ def test_a_socket_that_is_not_bound_is_the_reason(world: World) -> None:
         ({}, []),
         ({"use_sockets": True}, ["api", "web"]),
         ({"stdin_socket": "web"}, ["web"]),
+        ({"listen_fds": ("Web", "api")}, ["api", "web"]),
         ({"cmd": "x $(circus.sockets.API)"}, ["api"]),
         ({"cmd": "x", "args": ("$(sysup.sockets.web)", "y")}, ["web"]),
         ({"cmd": "x", "shell_args": "$(circus.sockets.api)"}, ["api"]),

@@ -196,4 +196,5 @@ def _named_sockets(spec: WatcherSpec) -> dict[str, list[str]]:
     args = spec.args if isinstance(spec.args, str) else " ".join(spec.args)
     texts = {"cmd": spec.cmd, "args": args, "shell_args": spec.shell_args or ""}
     named = {option: _SOCKET.findall(text) for option, text in texts.items()}
-    return {"stdin_socket": [spec.stdin_socket] if spec.stdin_socket else [], **named}
+    stdin = [spec.stdin_socket] if spec.stdin_socket else []
+    return {"stdin_socket": stdin, "listen_fds": list(spec.listen_fds), **named}

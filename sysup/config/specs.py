@@ -48,6 +48,7 @@ TEXT = Text()
 PATH = Text(r"(?s).+", "a path")
 NAME = Text(r"\S+", "a name")
 NAMES = Words(NAME)
+FD_NAMES = Words(Text(r"[^\s:]{1,255}", "name without a colon"))
 PYTHON_NAME = Text(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", "a dotted Python name")
 PORT = Whole(0, 65535)
 
@@ -203,6 +204,13 @@ class WatcherSpec:
     use_sockets: bool = option(FLAG, False, "pass on all sockets of the file", impact=RELOAD)
     stdin_socket: str | None = option(
         NAME, None, "the socket to be the standard input", impact=RELOAD
+    )
+    listen_fds: tuple[str, ...] = option(
+        FD_NAMES,
+        (),
+        "sockets to pass on as systemd does: descriptors from 3 on, with LISTEN_FDS, "
+        "LISTEN_FDNAMES and LISTEN_PID, sd_listen_fds(3)",
+        impact=RELOAD,
     )
     stdin: str | None = option(
         Choice("null", "pipe", "socket"),

@@ -204,3 +204,36 @@ def test_an_upgrade_takes_them_along(sysupd: Start, held: Held, server: str) -> 
     os.kill(before[0], signal.SIGKILL)
     until(lambda: daemon.pids("web") not in ([], before), "a new one")
     assert serving(daemon, tcp.getsockname())
+
+
+ACTIVATED = """
+import os, socket
+assert int(os.environ["LISTEN_PID"]) == os.getpid()
+names = os.environ["LISTEN_FDNAMES"].split(":")
+for fd, name in enumerate(names, 3):
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        print(name, sock.getsockname()[1], flush=True)
+print(os.environ["LISTEN_FDS"], sorted(map(int, os.listdir("/proc/self/fd")))[-2], flush=True)
+"""
+
+
+def complete(path: Path, number: int) -> list[str]:
+    """The lines of a file, when it has so many."""
+    text = path.read_text() if path.exists() else ""
+    return text.splitlines() if text.count("\n") == number else []
+
+
+def test_a_program_for_socket_activation(sysupd: Start, held: Held, tmp_path: Path) -> None:
+    """As systemd would: descriptors from 3 on, whatever else the program gets."""
+    (tmp_path / "activated.py").write_text(ACTIVATED)
+    mine, ours = held.tcp(), held.tcp()
+    daemon = sysupd(
+        "[socket:own]\nport = 0\n[watcher:web]\nrestart = never\nlisten_fds = own, Given\n"
+        f"cmd = {sys.executable} {tmp_path}/activated.py $(sysup.sockets.other)\n"
+        f"stdout_stream.class = FileStream\nstdout_stream.filename = {tmp_path}/out\n",
+        listen=[("given", mine), ("other", ours)],
+    )
+    lines = until(lambda: complete(tmp_path / "out", 3), "the program tells what it has")
+    (own,) = [s for s in daemon.call("listsockets")["sockets"] if s["name"] == "own"]
+    assert lines[:2] == [f"own {own['port']}", f"Given {mine.getsockname()[1]}"]
+    assert lines[2].split()[0] == "2"
