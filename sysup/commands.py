@@ -299,7 +299,7 @@ def tail(app: App, p: Properties) -> Reply:
     watcher, wid = find(app, p.text("name")), p.number("wid")
     stream, lines = p.one_of("stream", "stdout", "stderr"), p.number("lines", 10)
     tails = outputs.tails(watcher, wid, stream, lines or 0)
-    if wid is not None and not tails and wid not in watcher.newest:
+    if wid is not None and not tails and wid not in watcher.slots.newest:
         raise MessageError(f"there is no process {wid} of {watcher.name}")
     return {"tails": tails}
 
@@ -308,7 +308,7 @@ def tail(app: App, p: Properties) -> Reply:
 def list_(app: App, p: Properties) -> Reply:
     """The watchers, or the pids of one."""
     if "name" in p:
-        bodies = find(app, p.text("name")).bodies
+        bodies = find(app, p.text("name")).slots.bodies
         return {"pids": [body.process.pid for _, body in bodies]}
     return {"watchers": sorted(app.watchers)}
 
@@ -318,8 +318,8 @@ def numprocesses(app: App, p: Properties) -> Reply:
     """How many processes a watcher has, or all together."""
     if "name" in p:
         watcher = find(app, p.text("name"))
-        return {"numprocesses": len(watcher.bodies), "watcher_name": watcher.name}
-    return {"numprocesses": sum(len(w.bodies) for w in app.watchers.values())}
+        return {"numprocesses": len(watcher.slots.bodies), "watcher_name": watcher.name}
+    return {"numprocesses": sum(len(w.slots.bodies) for w in app.watchers.values())}
 
 
 @command(Role.READ)
@@ -498,7 +498,7 @@ def decr(app: App, p: Properties) -> Later:
 @command(Role.OPERATE)
 def signal_(app: App, p: Properties) -> Reply:
     """Send a signal to processes."""
-    find(app, p.text("name")).signal(
+    find(app, p.text("name")).slots.signal(
         p.signum("signum"),
         pid=p.pid(),
         child_pid=p.pid("childpid" if "childpid" in p else "child_pid"),
@@ -514,7 +514,7 @@ def send(app: App, p: Properties) -> Later:
     watcher, data = find(app, p.text("name")), p.octets("text")
     if p.flag("newline", True) and not data.endswith(b"\n"):
         data += b"\n"
-    inputs = watcher.inputs(p.integer("wid") if "wid" in p else None, p.pid())
+    inputs = watcher.slots.inputs(p.integer("wid") if "wid" in p else None, p.pid())
     sent = {"bytes": len(data), "processes": len(inputs)}
     return Later(_then(send_text(inputs, data, eof=p.flag("eof")), lambda _: sent), sent)
 

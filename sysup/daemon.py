@@ -443,7 +443,7 @@ class Daemon:
         if delay <= 0:
             return
         for watcher in self.watchers.values():
-            watcher.check_age()
+            watcher.slots.check_age()
             self._board.wake(watcher)
         self._ticking = self.loop.call_later(delay, self._tick)
 
@@ -731,7 +731,7 @@ class Daemon:
 
     def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
         """Figures of the watchers' processes, by watcher and pid."""
-        bodies = {w.name: w.bodies for w in watchers}
+        bodies = {w.name: w.slots.bodies for w in watchers}
         pids = [body.process.pid for found in bodies.values() for _, body in found]
         infos = self._stats.infos(pids, wall())
         table: dict[str, dict[str, Any]] = {}

@@ -25,8 +25,9 @@ from sysup.config import DaemonSpec, WatcherSpec
 from sysup.machine import KILL_AGAIN, State, Want, ready_delay
 from sysup.protocol import SysupError
 from sysup.pulse import Heart, Pulse
+from sysup.slots import Place
 from sysup.systemd import Notifier, watchdog_interval
-from sysup.watcher import Place, Watcher
+from sysup.watcher import Watcher
 
 PAUSE = 0.2
 """Seconds between two looks."""
@@ -60,7 +61,7 @@ class Census:
     def take(cls, watchers: Iterable[Watcher]) -> Census:
         """Count."""
         up = [watcher for watcher in watchers if watcher.want is Want.UP]
-        places = [(w, p) for w in watchers for _, p in sorted(w.places.items())]
+        places = [(w, p) for w in watchers for _, p in sorted(w.slots.places.items())]
         slots = Counter(place.life.state for _, place in places)
         worst: dict[State, str] = {}
         for watcher, place in places:
@@ -99,7 +100,7 @@ class Census:
 
 def is_launched(watcher: Watcher) -> bool:
     """Whether all its processes were started, or can't be."""
-    return len(watcher.places) >= watcher.spec.numprocesses or watcher.is_settled
+    return len(watcher.slots.places) >= watcher.spec.numprocesses or watcher.is_settled
 
 
 def is_settled(watcher: Watcher) -> bool:
@@ -107,7 +108,7 @@ def is_settled(watcher: Watcher) -> bool:
 
     One that takes long to be ready and dies before, again and again, is never seen at rest.
     """
-    lives = [place.life for place in watcher.places.values()]
+    lives = [place.life for place in watcher.slots.places.values()]
     known = all(life.state in VERDICTS or life.restarts for life in lives)
     return watcher.is_settled or (known and is_launched(watcher))
 

@@ -18,7 +18,7 @@ def tails(
 ) -> list[dict[str, Any]]:
     """The last lines of each stream, of the last process of a slot where none runs."""
     found = []
-    for each, body in watcher.newest.items():
+    for each, body in watcher.slots.newest.items():
         for stream in body.streams if wid in (None, each) else ():
             if stream_name in (None, stream.name):
                 data, at = stream.tail_at()
@@ -68,7 +68,7 @@ def _files(watcher: Watcher) -> list[Sink]:
     specs = _specs(watcher)
     return [
         sink
-        for mould in watcher.moulds
+        for mould in watcher.slots.generations.moulds
         for name, sink in mould.sinks.items()
         if not isinstance(sink, Direct) and (sink.can_rotate or sink.name == _filename(specs[name]))
     ]
@@ -109,11 +109,11 @@ def _streams(watcher: Watcher) -> list[dict[str, Any]]:
             "failure": _failure(watcher, name),
             "bytes": sum(
                 each.bytes_read
-                for body in watcher.newest.values()
+                for body in watcher.slots.newest.values()
                 for each in body.streams
                 if each.name == name
             ),
-            **watcher.losses.get(name, {}),
+            **watcher.slots.generations.losses.get(name, {}),
         }
         for name, stream in _specs(watcher).items()
     ]
@@ -126,7 +126,12 @@ def _destination(spec: WatcherSpec, name: str, stream: StreamSpec | None) -> str
 
 
 def _failure(watcher: Watcher, name: str) -> str | None:
-    sinks = [sink for m in watcher.moulds for each, sink in m.sinks.items() if each == name]
+    sinks = [
+        sink
+        for m in watcher.slots.generations.moulds
+        for each, sink in m.sinks.items()
+        if each == name
+    ]
     return next((sink.failure for sink in sinks if sink.failure), None)
 
 
@@ -142,7 +147,7 @@ def _deaths(watcher: Watcher) -> list[dict[str, Any]]:
             "ago": round(now - death.time, 3),
             "last_output": body.output or None,
         }
-        for wid, body in sorted(watcher.dead.items())
+        for wid, body in sorted(watcher.slots.dead.items())
         if (death := body.death)
     ]
 

@@ -95,7 +95,8 @@ class FakeApp:
 
     def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
         return {
-            w.name: {str(body.process.pid): {"cpu": 0.0} for _, body in w.bodies} for w in watchers
+            w.name: {str(body.process.pid): {"cpu": 0.0} for _, body in w.slots.bodies}
+            for w in watchers
         }
 
     def ask(self, command: str, role: Role = ADMIN, **properties: Any) -> Mapping[str, Any]:
@@ -245,7 +246,7 @@ def cat(app: FakeApp) -> Iterator[Watcher]:
     watcher = app.have("cat", numprocesses=3, stdin="pipe")
     app.ask("start", name="cat")
     yield watcher
-    for _, body in watcher.bodies:
+    for _, body in watcher.slots.bodies:
         assert body.stdin
         body.stdin.close()
 
@@ -283,7 +284,7 @@ def test_who_is_sent_to(app: FakeApp, world: World, cat: Watcher) -> None:
     app.ask("send", name="cat", text="y", pid="106")
     assert received(world) == {106: b"y\n"}
     world.os.deaf.add(signal.SIGTERM)
-    cat.signal(signal.SIGUSR1)
+    cat.slots.signal(signal.SIGUSR1)
     world.begin(cat.kill(104, None, None))
     assert app.ask("send", name="cat", text="z")["processes"] == 2
     assert received(world) == {105: b"z\n", 106: b"z\n"}
@@ -326,7 +327,7 @@ def test_the_dead_and_the_stopped_get_nothing(app: FakeApp, world: World, cat: W
 
 def test_a_pipe_comes_with_the_next_process(app: FakeApp, world: World) -> None:
     web = app.watchers["web"]
-    web.spec = config.with_option(web.spec, "stdin", "pipe")
+    web.slots.replace_spec(config.with_option(web.spec, "stdin", "pipe"))
     with pytest.raises(SysupError, match="cannot send to web: it was started before stdin = pipe"):
         app.ask("send", name="web", text="x")
 

@@ -341,7 +341,7 @@ def test_stats(host: Host) -> None:
 def test_a_reload_does_what_differs(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sysup")
     daemon, run = host.run(WEB + "[watcher:old]\ncmd = old\n[watcher:same]\ncmd = same\n")
-    same = daemon.watchers["same"].bodies[0][1].process.pid
+    same = daemon.watchers["same"].slots.bodies[0][1].process.pid
     host.file.write_text(
         "[sysup]\npidfile = /x\n"
         + WEB
@@ -352,7 +352,7 @@ def test_a_reload_does_what_differs(host: Host, caplog: pytest.LogCaptureFixture
     assert {*daemon.watchers} == {"web", "new", "same"}
     assert daemon.watchers["web"].spec.priority == 7
     assert daemon.watchers["new"].want is Want.UP
-    assert daemon.watchers["same"].bodies[0][1].process.pid == same
+    assert daemon.watchers["same"].slots.bodies[0][1].process.pid == same
     assert "added new; removed old; changed web" in caplog.text
     assert "taken over only by a restart of sysupd: pidfile" in caplog.text
     finish(host, daemon, run)
@@ -382,7 +382,7 @@ def test_a_limit_that_cannot_be_had_does_not_end_a_reload(host: Host) -> None:
         host.world.run(_reply(daemon))
     host.world.os.forbidden = set()
     assert daemon.watchers["z"].spec.priority == 1
-    assert daemon.watchers["new"].bodies
+    assert daemon.watchers["new"].slots.bodies
     finish(host, daemon, run)
 
 

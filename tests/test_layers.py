@@ -18,11 +18,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
     | frozenset({"runtime", "ledger", "lot"}),
-    frozenset({"endpoints", "events", "taps", "body", "remains", "log"})
-    | frozenset(
-        {"board", "turns", "watcher", "outputs", "commands", "control", "estate"}
-        | {"restore", "upgrade", "pulse", "herald"}
-    ),
+    frozenset({"endpoints", "events", "taps", "log", "board", "turns"})
+    | frozenset({"body", "remains", "generations", "slots", "watcher"})
+    | frozenset({"outputs", "commands", "control", "pulse", "herald"})
+    | frozenset({"estate", "restore", "upgrade"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )

@@ -109,8 +109,8 @@ def test_show(app: FakeApp) -> None:
     app.world.pump.sinks[0].reason = "cannot write /log/web: disk full"
     app.world.os.die(102, 3, b"oh no")
     app.world.loop.settle()
-    watcher._on_loss("stdout", Losses(dropped_lines=3, dropped_bytes=40))
-    watcher._on_loss("stdout", Losses(dropped_lines=1, dropped_bytes=2))
+    watcher.slots.generations._on_loss("stdout", Losses(dropped_lines=3, dropped_bytes=40))
+    watcher.slots.generations._on_loss("stdout", Losses(dropped_lines=1, dropped_bytes=2))
     shown = app.ask("show", name="web")["watcher"]
     assert {**shown, **watcher.describe()} == shown
     assert shown["options"]["numprocesses"] == 2
@@ -168,7 +168,7 @@ def test_the_role_read_sees_no_output(app: FakeApp) -> None:
 def test_a_rotation_is_told(world: World) -> None:
     watcher = world.watcher()
     world.run(watcher.start())
-    watcher.moulds[0]._on_rotated("/log/web")
+    watcher.slots.generations.moulds[0]._on_rotated("/log/web")
     assert world.told("sink_rotated") == [{"path": "/log/web"}]
 
 

@@ -14,8 +14,9 @@ from sysup.board import TURN
 from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
+from sysup.slots import REPORT_WITHIN
 from sysup.turns import Superseded
-from sysup.watcher import REPORT_WITHIN, Watcher
+from sysup.watcher import Watcher
 from tests.world import World
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
@@ -23,11 +24,11 @@ CALM = FlappingSpec(active=False)
 
 
 def pids(watcher: Watcher) -> list[int]:
-    return [body.process.pid for _, body in watcher.bodies]
+    return [body.process.pid for _, body in watcher.slots.bodies]
 
 
 def states(watcher: Watcher) -> list[State]:
-    return [place.life.state for _, place in sorted(watcher.places.items())]
+    return [place.life.state for _, place in sorted(watcher.slots.places.items())]
 
 
 def up(world: World, name: str = "web", **options: Any) -> Watcher:
@@ -201,7 +202,7 @@ def test_restart(world: World) -> None:
     outcome = world.run(watcher.restart())
     assert outcome == {"started": [103, 104], "stopped": [101, 102], "kept": []}
     assert world.loop.now - begun < 0.1
-    assert [place.wid for place, _ in watcher.bodies] == [1, 2]
+    assert [place.wid for place, _ in watcher.slots.bodies] == [1, 2]
 
 
 def test_a_restart_that_is_stopped_does_not_start(world: World) -> None:
@@ -225,7 +226,7 @@ def test_reload_replaces_without_a_gap(world: World) -> None:
     assert pids(watcher) == [101, 102, 103, 104]
     assert world.run(_end(reload)) == {"started": [103, 104], "stopped": [101, 102], "kept": []}
     assert world.told("reload") == [{}]
-    assert [place.wid for place, _ in watcher.bodies] == [3, 4]
+    assert [place.wid for place, _ in watcher.slots.bodies] == [3, 4]
     assert all(sink.closed for sink in world.pump.sinks[:2]), "the old generation's"
     assert not any(sink.closed for sink in world.pump.sinks[2:])
 
@@ -401,7 +402,7 @@ def test_kill_where_nothing_runs_ends(world: World) -> None:
 )
 def test_signal(world: World, options: dict[str, Any], sent: list[tuple[str, int]]) -> None:
     watcher = up(world, numprocesses=2)
-    watcher.signal(signal.SIGUSR1, **options)
+    watcher.slots.signal(signal.SIGUSR1, **options)
     assert [(what, pid) for what, pid, _ in world.os.sent] == sent
 
 
@@ -409,7 +410,7 @@ def test_a_death_by_a_signal_that_was_asked_for_is_no_crash(world: World) -> Non
     watcher = world.watcher()
     world.run(watcher.start())
     for _ in range(5):
-        watcher.signal(signal.SIGTERM)
+        watcher.slots.signal(signal.SIGTERM)
         world.loop.settle()
     assert pids(watcher) == [106]
     assert {name for name, _ in world.events} == {"spawn", "start", "reap"}
@@ -422,7 +423,7 @@ def test_max_age_is_drawn_once_for_each_process(world: World) -> None:
     world.chance = 0.0
     for age, alive in ((19.9, [101]), (0.2, [102]), (9.9, [102]), (0.2, [103])):
         world.loop.advance(age)
-        watcher.check_age()
+        watcher.slots.check_age()
         world.loop.advance(0.0)
         world.loop.advance(0.1 if alive != pids(watcher) else 0.0)
         assert pids(watcher) == alive
@@ -430,11 +431,11 @@ def test_max_age_is_drawn_once_for_each_process(world: World) -> None:
 
 def test_max_age_holds_for_what_runs_already(world: World) -> None:
     watcher = up(world)
-    watcher.check_age()
+    watcher.slots.check_age()
     world.loop.advance(1.0)
     assert pids(watcher) == [101]
     world.run(watcher.set_options({"max_age": 10}))
-    watcher.check_age()
+    watcher.slots.check_age()
     world.loop.advance(1.0)
     assert pids(watcher) == [102]
 
@@ -700,7 +701,7 @@ def test_each_watcher_has_its_turn_before_any_has_a_second_one(world: World) -> 
 
 def test_processes_can_be_forgotten(world: World) -> None:
     watcher = up(world, numprocesses=2)
-    held = [body.process for _, body in watcher.bodies]
+    held = [body.process for _, body in watcher.slots.bodies]
     watcher.forget_processes()
     watcher.close()
     assert world.os.sent == []

@@ -76,7 +76,7 @@ def test_what_cannot_be_spawned_is_never_stable(world: World, window: float) -> 
     watcher = world.watcher(stable_after=0.0, flapping=flapping, max_retry=0)
     world.os.fails["web"] = "cannot execute web: gone"
     world.run(watcher.start())
-    assert [p.life.state for p in watcher.places.values()] == [State.FAILED]
+    assert [p.life.state for p in watcher.slots.places.values()] == [State.FAILED]
 
 
 def test_a_group_gets_a_stop_signal_once(world: World) -> None:

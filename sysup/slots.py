@@ -1,0 +1,479 @@
+"""The slots of one watcher: performs what their machines ask for.
+
+The machines (machine.py) decide; here processes are started, signalled and cleared away for them,
+and what happens to these is told to them: a process ended, a deadline came, a pipe was read out.
+A slot that changes wakes its watcher, whose plan says what comes next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from sysup.board import Board
+from sysup.body import Body, Death, Inherited
+from sysup.config import WatcherSpec
+from sysup.generations import Generations
+from sysup.machine import (
+    Abandon,
+    Action,
+    Clear,
+    Event,
+    Exited,
+    History,
+    Kill,
+    Lifecycle,
+    Publish,
+    Recycle,
+    Released,
+    Signal,
+    Signalled,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Start,
+    State,
+    Timeout,
+    Want,
+    describe_exit,
+)
+from sysup.plan import NOT_SERVING, Slot
+from sysup.process import Unreaped
+from sysup.protocol import SysupError
+from sysup.stdin import Input
+
+log = logging.getLogger("sysup.slots")
+
+REAPED_WITHIN = 0.005
+"""Seconds until a parent that is not us is asked again whether it has reaped the process."""
+REPORT_WITHIN = 0.25
+"""Seconds that a death report waits at most for the last output of the dead."""
+
+
+@dataclass
+class Place(Slot):
+    """A slot with what is kept of it here."""
+
+    body: Body | None = None
+    timer: asyncio.TimerHandle | None = None
+    luck: float = 0.0
+    """In [0, 1), drawn once for each process: its share of `max_age_variance`."""
+    output: str = ""
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """What `status` tells about it."""
+        life = self.life
+        uptime = life.uptime(now)
+        waits = life.state in (State.BACKOFF, State.FLAPPING)
+        return {
+            "wid": self.wid,
+            "pid": self.body.process.pid if self.body and life.alive else None,
+            "state": str(life.state),
+            "uptime": None if uptime is None else round(uptime, 3),
+            "restarts": life.restarts,
+            "tries": life.history.tries,
+            "retry_in": round(max(0.0, (life.deadline or now) - now), 3) if waits else None,
+            "exit_code": life.last_exit,
+            "reason": life.reason or None,
+            "last_output": self.output or None,
+        }
+
+
+class Slots:
+    """The slots of one watcher, by the options of their generations.
+
+    Args:
+        wake: called when something has changed that the plan should know.
+    """
+
+    def __init__(self, board: Board, spec: WatcherSpec, wake: Callable[[], None]) -> None:
+        self.board = board
+        self.name = spec.name
+        """The watcher's."""
+        self.generations = Generations(board, spec, self._publish)
+        self.places: dict[int, Place] = {}
+        self.history = History()
+        """Of all slots together, under `flapping.scope = watcher`."""
+        self.dead: dict[int, Body] = {}
+        """By wid: the last process there that has ended."""
+        self._wake = wake
+
+    @property
+    def spec(self) -> WatcherSpec:
+        """The newest options."""
+        return self.generations.spec
+
+    @property
+    def bodies(self) -> list[tuple[Place, Body]]:
+        """The slots that hold a living process, by wid."""
+        return [(p, p.body) for _, p in sorted(self.places.items()) if p.body and p.life.alive]
+
+    @property
+    def newest(self) -> dict[int, Body]:
+        """By wid: the process there, or the last one where none is."""
+        living = {wid: p.body for wid, p in self.places.items() if p.body}
+        return dict(sorted({**self.dead, **living}.items()))
+
+    @property
+    def together(self) -> bool:
+        """Whether all slots count their deaths together, and wait together."""
+        return self.spec.flapping.scope == "watcher"
+
+    @property
+    def failure(self) -> str:
+        """Why processes of the newest generation don't run; empty if they do."""
+        failing = NOT_SERVING - {State.DONE}
+        newest = [p for p in self.places.values() if p.generation == self.generations.newest]
+        return next((p.life.reason for p in newest if p.life.state in failing), "")
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether there are processes of older generations."""
+        return any(p.generation != self.generations.newest for p in self.places.values())
+
+    # ---- the steps of the plan -----------------------------------------------------------
+
+    def launch(self, wid: int) -> None:
+        """Make a slot of the newest generation, and start it."""
+        history = self.history if self.together else None
+        life = Lifecycle(self.spec, self.board.loop.time(), self.board.rand, history)
+        place = Place(wid, self.generations.newest, life)
+        self.places[wid] = place
+        self.handle(place, Start(afresh=not self.together))
+
+    def forget(self, wid: int) -> None:
+        """Have a slot no more that is empty."""
+        place = self.places.pop(wid)
+        self._drop(place)
+        if place.timer is not None:
+            place.timer.cancel()
+        if place.generation != self.generations.newest:
+            self.generations.keep({p.generation for p in self.places.values()})
+
+    def handle(self, place: Place, event: Event) -> None:
+        """Feed a machine, do what it asks, and set its timer."""
+        if self.places.get(place.wid) is not place:
+            return  # forgotten, and this is about an earlier process of it
+        before = place.life.state
+        for action in place.life.handle(event, self.board.loop.time()):
+            self._perform(place, action)
+        self._set_timer(place)
+        self._save(place)
+        if place.life.state is not before or not place.life.alive:
+            self._wake()
+
+    def _set_timer(self, place: Place) -> None:
+        if place.timer is not None:
+            place.timer.cancel()
+            place.timer = None
+        deadline = place.life.deadline
+        if deadline is not None:
+            place.timer = self.board.loop.call_at(deadline, self.handle, place, Timeout())
+
+    def _perform(self, place: Place, action: Action) -> None:
+        match action:
+            case Spawn():
+                self._spawn(place)
+            case Signal(signum):
+                self._signal(place, signum)
+            case Kill():
+                self._signal(place, signal.SIGKILL)
+            case Clear() if place.body is not None:
+                body = place.body
+                scope = place.life.spec.stop_scope
+                self.board.remains.clear(
+                    body,
+                    scope,
+                    partial(self._on_released, place),
+                    awaited=place.life.state is State.STOPPING,
+                )
+            case Abandon() if place.body is not None:
+                self.board.remains.abandon(place.body)
+            case Publish(event, fields) if "reason" in fields:
+                self._report(place, event, fields)
+            case Publish(event, fields):
+                pid = place.body.process.pid if place.body else None
+                self._publish(event, process_pid=pid, wid=place.wid, **fields)
+
+    # ---- what is asked of processes ----------------------------------------------------
+
+    def signal(
+        self,
+        signum: int,
+        pid: int | None = None,
+        child_pid: int | None = None,
+        children: bool = False,
+        recursive: bool = False,
+    ) -> None:
+        """Send a signal to processes, or below them; dying of it counts as no crash."""
+        for place, body in self.bodies:
+            if pid is not None and body.process.pid != pid:
+                continue
+            if child_pid is not None:
+                self.board.os.signal_child(body.process, child_pid, signum)
+            elif children or recursive:
+                self.board.os.signal_children(body.process, signum, recursive=recursive)
+            if child_pid is None and (recursive or not children):
+                self.handle(place, Signalled(body.serial, signum))
+                self.board.os.signal(body.process, signum)
+
+    def recycle(self, pid: int | None, signum: int | None, graceful_timeout: float | None) -> None:
+        """Begin to end processes (one, or all) that are to be started afresh.
+
+        `signum` and `graceful_timeout` (seconds) stand in for the options.
+        """
+        for place, body in self.bodies:
+            if pid is not None and body.process.pid != pid:
+                continue
+            if signum is not None or graceful_timeout is not None:
+                stage = self.spec.stop_signal[0]
+                stage = replace(
+                    stage,
+                    signum=stage.signum if signum is None else signum,
+                    timeout=stage.timeout if graceful_timeout is None else graceful_timeout,
+                )
+                place.life.spec = replace(place.life.spec, stop_signal=(stage,))
+            self.handle(place, Recycle())
+
+    def inputs(self, wid: int | None = None, pid: int | None = None) -> list[Input]:
+        """The standard inputs of its processes: of all that are not being stopped, or of one.
+
+        Raises SysupError when there is none.
+        """
+        if wid is None and pid is None:
+            meant = [body for p, body in self.bodies if p.life.state is not State.STOPPING]
+        else:
+            meant = [b for p, b in self.bodies if wid in (None, p.wid)]
+            meant = [body for body in meant if pid in (None, body.process.pid)]
+        inputs = [body.stdin for body in meant if body.stdin]
+        if not inputs and self.spec.stdin != "pipe":
+            raise SysupError(f"cannot send to {self.name}: set stdin = pipe")
+        if not meant:
+            numbers = [f"{key} {n}" for key, n in (("wid", wid), ("pid", pid)) if n is not None]
+            which = f"process with {' and '.join(numbers)}" if numbers else "running process"
+            raise SysupError(f"cannot send to {self.name}: it has no {which}")
+        if not inputs:
+            raise SysupError(f"cannot send to {self.name}: it was started before stdin = pipe")
+        return inputs
+
+    def check_age(self) -> None:
+        """Begin to replace processes that are older than `max_age` allows."""
+        spec, now = self.spec, self.board.loop.time()
+        for place, _ in self.bodies if spec.max_age else ():
+            lifetime = spec.max_age + spec.max_age_variance * place.luck
+            if now - place.life.started > lifetime:
+                self.handle(place, Recycle())
+
+    def close(self) -> None:
+        """Let go of what is held open."""
+        self.generations.break_moulds()
+        for place in self.places.values():
+            if place.timer is not None:
+                place.timer.cancel()
+
+    def forget_processes(self) -> None:
+        """Leave the processes running and know them no more."""
+        for _, body in self.bodies:
+            self.board.loop.remove_reader(body.process.pidfd)
+            self.board.os.close(body.process)
+            self.board.bodies.pop(body.process.pid, None)
+            body.on_buried()
+        for place in self.places.values():
+            if place.timer is not None:
+                place.timer.cancel()
+            self._drop(place)
+        self.places.clear()
+
+    # ---- processes -----------------------------------------------------------------------
+
+    def _spawn(self, place: Place) -> None:
+        board = self.board
+        try:
+            body = self.generations.mould(place.generation).make(place.wid, place.generation)
+        except SysupError as error:
+            place.body = None
+            self.handle(place, SpawnFailed(str(error)))
+            return
+        place.life.spec = self.spec
+        place.luck = board.rand()
+        self._watch(place, body)
+        self._publish("spawn", process_pid=body.process.pid, wid=place.wid)
+        self.handle(place, Spawned(body.serial))
+
+    def _watch(self, place: Place, body: Body) -> None:
+        """Have `_on_exit` called when the process ends."""
+        place.body = body
+        self.board.bodies[body.process.pid] = body
+        self.board.loop.add_reader(body.process.pidfd, self._on_exit, place, body)
+
+    def _on_exit(self, place: Place, body: Body) -> None:
+        """The pidfd is readable: the process has ended, once and for all."""
+        board = self.board
+        board.loop.remove_reader(body.process.pidfd)
+        try:
+            status = board.os.wait(body.process)
+        except Unreaped:
+            board.loop.call_later(REAPED_WITHIN, self._on_exit, place, body)
+            return
+        board.os.close(body.process)
+        if body.stdin:
+            body.stdin.close()
+        board.bodies.pop(body.process.pid, None)
+        self._publish("reap", process_pid=body.process.pid, wid=place.wid, exit_code=status)
+        body.on_output.append(lambda output: setattr(place, "output", output))
+        body.death = Death(status, describe_exit(status), board.loop.time())
+        self.dead[place.wid] = body
+        self.handle(place, Exited(body.serial, status))
+
+    def _signal(self, place: Place, signum: int) -> None:
+        body = place.body
+        if body is None:
+            return
+        self._publish("kill", process_pid=body.process.pid, wid=place.wid, signum=signum)
+        try:
+            self._send(place, body, signum)
+        except SysupError as error:
+            self._publish("kill_failed", process_pid=body.process.pid, reason=str(error))
+
+    def _send(self, place: Place, body: Body, signum: int) -> None:
+        os, scope = self.board.os, place.life.spec.stop_scope
+        if body.cgroup and scope == "tree" and signum == signal.SIGKILL:
+            body.cgroup.kill()
+            return
+        if scope == "group" or (scope == "tree" and signum == signal.SIGKILL):
+            if os.signal_group(body.process.pid, signum):
+                return  # it leads the group; a second signal might mean more to it
+        elif place.life.spec.stop_children and signum != signal.SIGKILL:
+            os.signal_children(body.process, signum, recursive=False)
+        os.signal(body.process, signum)
+
+    # ---- options -------------------------------------------------------------------------
+
+    def replace_spec(self, spec: WatcherSpec) -> None:
+        """Have the newest generation be of these options."""
+        before = self.spec
+        self.generations.replace(spec)
+        for place in self.places.values():
+            place.life.spec = spec
+            if before.flapping.scope != spec.flapping.scope:
+                place.life.history = self.history if self.together else History()
+
+    def limit_running(self, spec: WatcherSpec) -> None:
+        """Change the limits of what runs. Raises SysupError with all that can't be."""
+        failed = []
+        for _, body in self.bodies:
+            for limit in spec.rlimits:
+                try:
+                    self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+                except SysupError as error:
+                    failed.append(str(error))
+        if failed:
+            raise SysupError("; ".join(failed))
+
+    # ---- over the end of the daemon ------------------------------------------------------
+
+    def restore(
+        self,
+        newest: int,
+        history: History,
+        places: Collection[tuple[int, Mapping[str, Any]]],
+        bodies: Collection[Inherited],
+    ) -> None:
+        """Take over what another daemon had: `newest` is its newest generation.
+
+        The processes run on. What has happened to them meanwhile is taken for happening now.
+        """
+        self.history = history
+        used = {saved["generation"] for _, saved in places}
+        self.generations.restore(newest, used | {body.record["generation"] for body in bodies})
+        for wid, saved in places:
+            self._restore_place(wid, saved)
+        if self.places:
+            with suppress(SysupError):  # the plan tells
+                self.generations.mould(newest)  # whose sinks take up what was on its way
+        # Of a slot the newest is its process; what comes after that is dead.
+        for inherited in sorted(bodies, key=lambda body: -body.serial):
+            try:
+                self._restore_body(inherited)
+            except SysupError as error:
+                log.error("cannot go on with process %d: %s", inherited.record["pid"], error)
+        for place in list(self.places.values()):
+            self._set_timer(place)
+            if place.body is None and place.life.alive:  # it ended, and its descriptors are lost
+                self.handle(place, Exited(place.life.serial, None))
+            elif place.body is None and not place.life.released:
+                self.handle(place, Released(place.life.serial))
+
+    def _restore_place(self, wid: int, saved: Mapping[str, Any]) -> None:
+        history = self.history if self.together else None
+        life = Lifecycle.restored(self.spec, self.board.rand, saved["life"], history)
+        self.places[wid] = Place(wid, saved["generation"], life, luck=saved["luck"])
+
+    def _restore_body(self, inherited: Inherited) -> None:
+        board, serial = self.board, inherited.serial
+        wid, generation = inherited.record["wid"], inherited.record["generation"]
+        try:
+            mould = self.generations.mould(generation)
+        except SysupError:
+            inherited.give_up(board.os)
+            raise
+        body = mould.adopt(inherited)
+        place = self.places.get(wid)
+        if place is None or place.life.serial < serial:  # it was born, and then the end came
+            life = place.life if place else Lifecycle(self.spec, board.loop.time(), board.rand)
+            place = Place(wid, generation, life)
+            self.places[wid] = place
+            life.want, life.state = Want.UP, State.STARTING
+            self._watch(place, body)
+            self.handle(place, Spawned(serial))
+        elif place.life.serial == serial and place.life.alive:
+            self._watch(place, body)
+        else:
+            board.os.close(body.process)
+            if place.life.serial == serial:
+                place.body = body
+            board.remains.clear(
+                body,
+                place.life.spec.stop_scope,
+                partial(self._on_released, place),
+                awaited=place.life.state is State.STOPPING,
+            )
+
+    def _on_released(self, place: Place, serial: int) -> None:
+        self.handle(place, Released(serial))
+
+    def _save(self, place: Place) -> None:
+        estate = self.board.setting.estate
+        if estate and self.places.get(place.wid) is place:
+            life = place.life.record()
+            record = {"generation": place.generation, "luck": place.luck, "life": life}
+            estate.ledger.put(("place", self.name, place.wid), record)
+
+    def _drop(self, place: Place) -> None:
+        if estate := self.board.setting.estate:
+            estate.ledger.drop(("place", self.name, place.wid))
+
+    def _publish(self, event: str, **fields: Any) -> None:
+        self.board.publish(self.name, event, fields)
+
+    def _report(self, place: Place, event: str, fields: Mapping[str, Any]) -> None:
+        """Publish a death with the last output, as soon as that is read."""
+        body = place.body
+        pid = body.process.pid if body else None
+
+        def tell(output: str) -> None:
+            self._publish(event, process_pid=pid, wid=place.wid, last_output=output, **fields)
+            if event == "gave_up" and self.spec.flapping.on_give_up == "exit":
+                self.board.on_give_up(fields["exit_code"])
+
+        if body is None:
+            tell("")
+            return
+        body.on_output.append(tell)
+        self.board.loop.call_later(REPORT_WITHIN, body.tell_output)
