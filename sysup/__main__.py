@@ -11,11 +11,12 @@ import click
 
 from sysup import __version__
 from sysup.config import Config, ConfigError
-from sysup.daemon import CONFIG, Daemon, Files, load
+from sysup.daemon import CONFIG, Daemon
 from sysup.estate import HANDED_OVER, Inheritance, inherited_fds
 from sysup.ledger import Ledger
 from sysup.log import Log
 from sysup.protocol import SysupError
+from sysup.source import Files, load
 from sysup.systemd import Notifier, listen_fds
 from sysup.upgrade import answer_self_test
 

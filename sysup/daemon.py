@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import glob
 import itertools
 import logging
 import os
@@ -17,26 +16,26 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypeVar
 
-from sysup import __version__, config, protocol
+from sysup import __version__, config
 from sysup.board import Board
-from sysup.body import used_sockets
-from sysup.config import Changes, Config, ConfigError, Delta, Impact, Role, SocketSpec, WatcherSpec
+from sysup.config import Changes, Config, ConfigError, WatcherSpec
 from sysup.control import Control
-from sysup.endpoints import address_of
 from sysup.estate import Estate, Inheritance, is_part
 from sysup.herald import Herald
 from sysup.log import Log
-from sysup.machine import Want
-from sysup.process import OS, Cgroups, become_subreaper, identity, raise_nofile
-from sysup.protocol import MessageError, SysupError
+from sysup.process import OS, Cgroups, become_subreaper, raise_nofile
+from sysup.protocol import CONTROL_SOCKET, MessageError, SysupError
 from sysup.restore import end_left_behind, restore_watchers
-from sysup.runtime import runtime_directory, socket_access, take_lock
+from sysup.runtime import runtime_directory, take_lock
+from sysup.serving import Serving
+from sysup.sharing import Sharing
+from sysup.signals import Signals
 from sysup.sockets import Sockets
+from sysup.source import Files, load
 from sysup.stats import Stats
 from sysup.streams import Pump
 from sysup.systemd import Notifier
@@ -47,8 +46,6 @@ from sysup.watcher import Watcher
 log = logging.getLogger("sysup")
 T = TypeVar("T")
 
-BIND_AGAIN = 5.0
-"""Seconds until an endpoint that is taken is tried again."""
 REAP_WITHIN = 0.1
 """Seconds until strangers are reaped after a SIGCHLD; many of them are reaped at once."""
 PATIENT = 1.0
@@ -81,39 +78,6 @@ LEVELS = {
     "flapping": logging.WARNING,
     "gave_up": logging.ERROR,
 }
-
-
-class Files:
-    """The file system as the config parser sees it, and what it saw of it.
-
-    Args:
-        seen: what another had seen; nothing but that is read then.
-    """
-
-    def __init__(self, seen: Mapping[str, Any] | None = None) -> None:
-        self.is_live = seen is None
-        self.seen: dict[str, dict[str, Any]] = {"texts": {}, "globs": {}}
-        self.seen.update(seen or {})
-
-    def read(self, path: str) -> str:
-        """A file's text. Raises OSError."""
-        if self.is_live:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                self.seen["texts"][path] = file.read()
-        if path not in self.seen["texts"]:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-        return str(self.seen["texts"][path])
-
-    def glob(self, pattern: str) -> list[str]:
-        """The paths that match, sorted."""
-        if self.is_live:
-            self.seen["globs"][pattern] = sorted(glob.glob(pattern))
-        return list(self.seen["globs"].get(pattern, ()))
-
-
-def load(path: str, files: Files | None = None) -> Config:
-    """Read the config of an app; raises ConfigError with all that is wrong."""
-    return config.parse(os.path.abspath(path), source=files or Files(), environ=os.environ)
 
 
 def wall() -> float:
@@ -153,9 +117,7 @@ class Daemon:
         self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
-        self._handlers: dict[int, Any] = {}
-        self._due: set[int] = set()
-        """Signals that came and have not been acted on."""
+        self._signals = Signals(loop)
         self._reloads: set[asyncio.Task[Any]] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._nofile = raise_nofile()
@@ -178,11 +140,18 @@ class Daemon:
         self._os = OS(nofile=self._estate.ledger.table.get(NOFILE, self._nofile))
         self._pump = self._take_pump()
         self._control = Control(loop, self, wall)
-        self._sockets = Sockets(
-            {name: fds for name, fds in self._given.items() if name != protocol.CONTROL_SOCKET}
+        self._serving = Serving(
+            loop,
+            self._control,
+            loaded.daemon,
+            self._directory,
+            self._given.get(CONTROL_SOCKET, ()),
+            lambda: self._quitting,
         )
         self._board = Board(loop, self._os, self._pump, self._publish, random.random)
         self._board.on_give_up = self._give_up
+        sockets = {name: fds for name, fds in self._given.items() if name != CONTROL_SOCKET}
+        self._sharing = Sharing(self._board, self._estate, self._serving, Sockets(sockets))
         self._set()
 
     def _take_pump(self) -> Pump:
@@ -225,8 +194,8 @@ class Daemon:
         start = self._job(self._in_order(Watcher.begin_start, lambda watcher: not watcher.touched))
         start.add_done_callback(lambda _: self._herald.begun())
         await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
-        self._serve()
-        self._herald.serve(self._pump, self._control_endpoint)
+        self._serving.begin()
+        self._herald.serve(self._pump, self._serving.endpoint)
         self._tick()
         log.info("%s: %d watchers", self.config.app, len(self.watchers))
         await self._ended.wait()
@@ -239,19 +208,14 @@ class Daemon:
         self._estate.begin()
         self._estate.ledger.put(CONFIG, self._files.seen)
         self._estate.ledger.put(NOFILE, self._nofile)
-        self._open_sockets(self.config.sockets.values())
+        self._sharing.begin(self.config.sockets)
         for spec in self.config.watchers.values():
             self._adopt(spec).save()
         self._estate.begun()
 
     def _restore(self) -> None:
         """Go on where the daemon before was: its processes run on."""
-        for sock in self.config.sockets.values():
-            if self._sockets.is_given(sock.name):
-                continue
-            if found := self._estate.claim("socket", sock.name):
-                self._sockets.adopt(sock, found[1][0])
-        self._open_sockets(s for s in self.config.sockets.values() if self._lacks(s))
+        self._sharing.begin(self.config.sockets)
         restore_watchers(self._estate, self.config, self._board, self._adopt)
         self._estate.settle()
         self._estate.ledger.put(TAKEOVERS, self.takeovers + 1)
@@ -320,9 +284,9 @@ class Daemon:
         """Execute the new program, from which there is no way back."""
         if self._quitting:
             return
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
-        if self._due & {*ENDING}:  # it came this moment: it must not be lost
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
+        self._signals.hold()
+        if self._signals.due & {*ENDING}:  # it came this moment: it must not be lost
+            self._signals.let()
             return
         log.info("%s: a new sysupd takes over", self.config.app)
         self._control.close()
@@ -367,13 +331,12 @@ class Daemon:
         if lost := self._pump.stop(FLUSH):
             self._log.last_words(f"{lost} bytes of output could not be written, and are lost")
         self._control.close()
-        self._sockets.close()
+        self._sharing.sockets.close()
         self._estate.end()
         self._lock.close()
         # From here signals have nothing to end, and nobody to tell.
-        signal.pthread_sigmask(signal.SIG_BLOCK, self._handlers)
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
+        self._signals.hold()
+        self._signals.end()
 
     def _give_up(self, exit_code: int | None) -> None:
         """A watcher with `on_give_up = exit` gave up: end with its code."""
@@ -392,32 +355,15 @@ class Daemon:
             log.error("%s", error, exc_info=None if isinstance(error, SysupError) else error)
 
     def _watch_signals(self) -> None:
-        """Have signals do their work in the loop, each at most once at a time.
-
-        Not by `loop.add_signal_handler`: it learns of signals from bytes in a socket, and a
-        burst of one signal that fills it (SIGCHLD, in one long turn) loses the next, which
-        may be SIGTERM. Python's own handlers are flags: they can't be lost.
-        """
-        work: dict[int, Callable[[], object]] = {
-            **dict.fromkeys(ENDING, self.quit),
-            signal.SIGHUP: self._reload_on_hangup,
-            signal.SIGUSR1: self._pump.reopen,
-            signal.SIGUSR2: lambda: self._job(self.upgrade()),
-            signal.SIGCHLD: self._reap_soon,
-        }
-        due = self._due
-
-        def act(signum: int) -> None:
-            due.discard(signum)
-            work[signum]()
-
-        def note(signum: int, frame: object) -> None:
-            if signum not in due and not self.loop.is_closed():
-                due.add(signum)
-                self.loop.call_soon_threadsafe(act, signum)
-
-        self._handlers = {signum: signal.signal(signum, note) for signum in work}
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, work)  # the program before had blocked them
+        self._signals.watch(
+            {
+                **dict.fromkeys(ENDING, self.quit),
+                signal.SIGHUP: self._reload_on_hangup,
+                signal.SIGUSR1: self._pump.reopen,
+                signal.SIGUSR2: lambda: self._job(self.upgrade()),
+                signal.SIGCHLD: self._reap_soon,
+            }
+        )
 
     def _reload_on_hangup(self) -> None:
         """Hangups while a reload waits for its turn or runs are answered by one more."""
@@ -446,120 +392,6 @@ class Daemon:
             watcher.slots.check_age()
             self._board.wake(watcher)
         self._ticking = self.loop.call_later(delay, self._tick)
-
-    # ---- sockets -------------------------------------------------------------------------
-
-    def _serve(self) -> None:
-        """Open the control and event sockets: the app's own, then those of the config."""
-        group, mode = socket_access()
-        given = [self._serve_given(fd) for fd in self._given.get(protocol.CONTROL_SOCKET, ())]
-        path = os.path.realpath(os.path.join(self._directory, protocol.CONTROL_SOCKET))
-        if path not in given:
-            self._serve_admin(self._control_endpoint, mode=mode, group=group)
-        events = f"ipc://{self._directory}/{protocol.EVENTS_SOCKET}"
-        self._control.publish_on(events, mode=mode, group=group)
-        options = self.config.daemon
-        if options.endpoint:
-            self._bind(options.endpoint, self._serve_endpoint)
-        if options.pubsub_endpoint:
-            self._bind(options.pubsub_endpoint, self._publish_on)
-
-    @property
-    def _control_endpoint(self) -> str:
-        return f"ipc://{self._directory}/{protocol.CONTROL_SOCKET}"
-
-    def _serve_given(self, fd: int) -> str:
-        """Serve on a control socket that systemd holds; returns its path, empty if that can't be.
-
-        Then the daemon makes its own.
-        """
-        try:
-            endpoint = address_of(fd)
-            self._control.serve(endpoint, Role.ADMIN, listener=fd)
-        except SysupError as error:
-            log.error("cannot serve the control socket of systemd: %s", error)
-            return ""
-        return os.path.realpath(endpoint.removeprefix("ipc://"))
-
-    def _publish_on(self, endpoint: str) -> None:
-        """Over plain TCP anybody may listen, who may not see what processes write."""
-        hidden = endpoint.startswith("tcp://") and self._plain_role() is Role.READ
-        self._control.publish_outside(endpoint, hidden=hidden)
-
-    def _plain_role(self) -> Role:
-        return self.config.daemon.tcp_plain_role or Role.READ
-
-    def _serve_admin(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
-        self._control.serve(endpoint, Role.ADMIN, mode, group)
-
-    def _serve_endpoint(self, endpoint: str) -> None:
-        """An endpoint of the config: over plain TCP anybody may connect."""
-        if endpoint.startswith("ipc://"):
-            self._control.serve(endpoint, Role.ADMIN)
-            self._give_to_owner(endpoint)
-            return
-        plain, role = self.config.daemon.tcp_plain_role, self._plain_role()
-        self._control.serve(endpoint, role)
-        log.warning(
-            "%s is plain TCP: whoever can connect to it has the role '%s'%s",
-            endpoint,
-            role,
-            "" if plain else "; set tcp_plain_role = admin to command over it",
-        )
-
-    def _give_to_owner(self, endpoint: str) -> None:
-        """An ipc endpoint belongs to `endpoint_owner`, who commands over it like us."""
-        owner = self.config.daemon.endpoint_owner
-        if owner is None:
-            return
-        try:
-            uid = identity(owner, None, None).uid
-            path = endpoint.removeprefix("ipc://")
-            os.chown(path, -1 if uid is None else uid, -1, follow_symlinks=False)
-        except OSError as error:
-            log.error("cannot give %s to %s: %s", endpoint, owner, error.strerror)
-        except SysupError as error:
-            log.error("cannot give %s to %s: %s", endpoint, owner, error)
-
-    def _until_bound(self, what: str, bind: Callable[[], None], wanted: Callable[[], bool]) -> None:
-        """Bind, now or as soon as it can be done; the app runs on meanwhile."""
-
-        def again() -> None:
-            if self._quitting or not wanted():
-                return
-            try:
-                bind()
-            except SysupError as error:
-                log.debug("%s", error)
-                self.loop.call_later(BIND_AGAIN, again)
-            else:
-                log.info("bound %s at last", what)
-
-        try:
-            bind()
-        except SysupError as error:
-            log.error("%s; trying again every %g s, the app runs on", error, BIND_AGAIN)
-            self.loop.call_later(BIND_AGAIN, again)
-
-    def _bind(self, endpoint: str, bind: Callable[[str], None]) -> None:
-        self._until_bound(endpoint, partial(bind, endpoint), lambda: True)
-
-    def _open_sockets(self, specs: Iterable[SocketSpec]) -> None:
-        self._board.setting.socket_problems = self._sockets.problems
-        for spec in specs:
-            self._until_bound(
-                f"socket {spec.name}", partial(self._open, spec), partial(self._lacks, spec)
-            )
-        self._board.setting.sockets = self._sockets.fds()
-
-    def _open(self, spec: SocketSpec) -> None:
-        self._sockets.open(spec)
-        if not self._sockets.is_given(spec.name):
-            self._estate.park(["socket", spec.name], [self._sockets.fds()[spec.name]])
-        self._board.setting.sockets = self._sockets.fds()
-
-    def _lacks(self, spec: SocketSpec) -> bool:
-        return self.config.sockets.get(spec.name) == spec and not self._sockets.holds(spec.name)
 
     def _tell_changes(self, changes: Changes) -> None:
         parts = [
@@ -667,7 +499,7 @@ class Daemon:
         for name in (*changes.removed, *changes.added):  # by `add` there may be one already
             if watcher := self.watchers.get(name.lower()):
                 await self.remove(watcher, nostop=False)
-        await self._change_sockets(changes.sockets, new)
+        await self._sharing.change(changes.sockets, new.sockets, self.watchers.values())
         fresh = [self._adopt(new.watchers[name]) for name in changes.added]
         for watcher in fresh:
             watcher.save()
@@ -687,43 +519,20 @@ class Daemon:
         if failed:
             raise SysupError(f"cannot take all of the config over: {'; '.join(failed)}")
 
-    async def _change_sockets(self, sockets: Delta, new: Config) -> None:
-        """Close, open and bind anew; those that use them follow.
-
-        An address is free only when nobody has the old socket any more, and its number here
-        may become another file's. So its users are down meanwhile.
-        """
-        gone = (*sockets.removed, *sockets.changed)
-        users = [w for w in self.watchers.values() if used_sockets(w.spec, gone)]
-        were_up = [w for w in users if w.want is Want.UP]
-        await asyncio.gather(*(w.stop() for w in users))
-        for name in gone:
-            self._sockets.close_one(name)
-            self._estate.unpark("socket", name, soon=True)
-        self._estate.clean()
-        self._open_sockets(new.sockets[name] for name in (*sockets.added, *sockets.changed))
-        if sockets.added:
-            users += [w for w in self.watchers.values() if w.spec.use_sockets and w not in users]
-        for watcher in users:
-            watcher.apply(watcher.spec, {Impact.RELOAD}, watcher.overrides)
-        for watcher in were_up if not self._quitting else ():
-            watcher.begin_start()
-
     def options(self) -> Mapping[str, Any]:
         """Circus's five global options, and where this daemon is."""
         options = self.config.daemon
         return {
-            "endpoint": options.endpoint or self._control_endpoint,
+            "endpoint": options.endpoint or self._serving.endpoint,
             "stats_endpoint": options.stats_endpoint,
-            "pubsub_endpoint": options.pubsub_endpoint
-            or f"ipc://{self._directory}/{protocol.EVENTS_SOCKET}",
+            "pubsub_endpoint": options.pubsub_endpoint or self._serving.events_endpoint,
             "check_delay": options.check_delay,
             "multicast_endpoint": options.multicast_endpoint,
         }
 
     def sockets(self) -> list[Mapping[str, Any]]:
         """The listening sockets, by descriptor."""
-        return self._sockets.describe()
+        return self._sharing.sockets.describe()
 
     def own_stats(self) -> Any:
         """Figures of the daemon itself."""

@@ -18,17 +18,16 @@ import pytest
 from sysup import daemon as module
 from sysup.config import ConfigError, Role
 from sysup.daemon import (
-    BIND_AGAIN,
     PATIENT,
     REAP_WITHIN,
     Daemon,
-    Files,
     describe_event,
-    load,
 )
 from sysup.machine import Want
 from sysup.protocol import MessageError, SysupError
 from sysup.runtime import runtime_directory, socket_access, take_lock
+from sysup.serving import BIND_AGAIN
+from sysup.source import Files, load
 from tests.world import World
 
 

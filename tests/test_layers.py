@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[1] / "sysup"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
-    | frozenset({"runtime", "ledger", "lot"}),
+    | frozenset({"runtime", "source", "signals", "ledger", "lot"}),
     frozenset({"endpoints", "events", "taps", "log", "board", "turns"})
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
-    | frozenset({"outputs", "commands", "control", "pulse", "herald"})
-    | frozenset({"estate", "restore", "upgrade"}),
+    | frozenset({"outputs", "commands", "control", "serving", "pulse", "herald"})
+    | frozenset({"estate", "restore", "sharing", "upgrade"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )
