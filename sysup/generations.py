@@ -7,13 +7,16 @@ options until they are gone. Where their output goes, and what becomes of it, is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from sysup import config
 from sysup.board import Board
 from sysup.body import Mould
 from sysup.config import WatcherSpec
+from sysup.protocol import SysupError
 from sysup.streams import Losses
 
 
@@ -32,6 +35,7 @@ class Generations:
         self._publish = publish
         self._specs = {1: spec}
         self._moulds: dict[int, Mould] = {}
+        self._record: dict[str, Any] | None = None
 
     @property
     def spec(self) -> WatcherSpec:
@@ -60,23 +64,38 @@ class Generations:
     def replace(self, spec: WatcherSpec) -> None:
         """Have the newest generation be of these options."""
         self._specs[self.newest] = spec
+        self._record = None
 
     def begin(self, used: Collection[int]) -> None:
         """Have what is launched from now on be of a generation of its own; `used` have slots."""
         spec = self.spec
         self.newest += 1
-        self._specs[self.newest] = spec
+        self.replace(spec)
         self.keep(used)
 
-    def restore(self, newest: int, used: Collection[int]) -> None:
-        """Number them as another daemon did, whose older options are not known any more."""
+    def record(self) -> dict[str, Any]:
+        """What the older ones have that differs from the newest, as JSON can say it."""
+        if self._record is None:
+            older = {n: spec for n, spec in self._specs.items() if n != self.newest}
+            self._record = {str(n): config.difference(self.spec, older[n]) for n in older}
+        return self._record
+
+    def restore(self, newest: int, used: Collection[int], record: Mapping[str, Any]) -> None:
+        """Number them as another daemon did; `used` are to be there, by its `record`."""
         spec, self.newest = self.spec, newest
-        self._specs = dict.fromkeys({newest, *used}, spec)
+        self._specs = {}
+        for generation in sorted({newest, *used}):
+            self._specs[generation] = spec
+            with suppress(SysupError):  # what is only to be said in a file
+                own = record.get(str(generation), {})
+                self._specs[generation] = config.with_options(spec, own)
+        self._record = None
 
     def keep(self, used: Collection[int]) -> None:
         """Forget old generations that have no slot."""
         for generation in self._specs.keys() - {self.newest, *used}:
             del self._specs[generation]
+            self._record = None
             if mould := self._moulds.pop(generation, None):
                 mould.close()
 

@@ -378,20 +378,29 @@ class Slots:
 
     # ---- over the end of the daemon ------------------------------------------------------
 
+    def record(self) -> dict[str, Any]:
+        """What all slots share, as JSON can say it."""
+        return {
+            "generation": self.generations.newest,
+            "older": self.generations.record(),
+            "history": self.history.record(),
+        }
+
     def restore(
         self,
-        newest: int,
-        history: History,
+        record: Mapping[str, Any],
         places: Collection[tuple[int, Mapping[str, Any]]],
         bodies: Collection[Inherited],
     ) -> None:
-        """Take over what another daemon had: `newest` is its newest generation.
+        """Take over what another daemon had, by its `record`.
 
         The processes run on. What has happened to them meanwhile is taken for happening now.
         """
-        self.history = history
+        newest = record["generation"]
+        self.history = History.restored(record["history"])
         used = {saved["generation"] for _, saved in places}
-        self.generations.restore(newest, used | {body.record["generation"] for body in bodies})
+        used |= {body.record["generation"] for body in bodies}
+        self.generations.restore(newest, used, record.get("older", {}))
         for wid, saved in places:
             self._restore_place(wid, saved)
         if self.places:

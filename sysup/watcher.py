@@ -23,7 +23,6 @@ from sysup.board import Board
 from sysup.body import Inherited
 from sysup.config import Impact, WatcherSpec
 from sysup.machine import (
-    History,
     Start,
     State,
     Want,
@@ -303,11 +302,10 @@ class Watcher:
                 {
                     "want": self.want,
                     "touched": self.touched,
-                    "generation": self.slots.generations.newest,
                     "rollout": [self._rollout.surge, self._rollout.max_unavailable],
                     "launched": self._launched,
                     "published": self._published,
-                    "history": self.slots.history.record(),
+                    **self.slots.record(),
                     "added": self.added,
                     "overrides": self.overrides,
                 },
@@ -327,8 +325,7 @@ class Watcher:
         self.want, self.touched = Want(record["want"]), record["touched"]
         self._rollout = Rollout(*record["rollout"])
         self._launched, self._published = record["launched"], record["published"]
-        history = History.restored(record["history"])
-        self.slots.restore(record["generation"], history, places, bodies)
+        self.slots.restore(record, places, bodies)
         self.board.wake(self)
 
     # ---- at rest -------------------------------------------------------------------------

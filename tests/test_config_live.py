@@ -24,6 +24,7 @@ from sysup.config import (
     add,
     command,
     diff,
+    difference,
     environment,
     get,
     impact,
@@ -279,6 +280,9 @@ def test_what_a_file_says_is_got_and_can_be_set(data: st.DataObject) -> None:
             more = "stdin_socket = s\n[socket:s]\nport = 1\n[watcher:web]\n"
         spec = load(f"[watcher:web]\n{option.name} = {text}\n{more}cmd = x").watchers["web"]
     value = json.loads(json.dumps(get(spec, option.name)))
+    for other in (SPEC, with_option(SPEC, "numprocesses", 7)):
+        changes = json.loads(json.dumps(difference(other, spec)))
+        assert with_options(other, changes) == spec
     needed = spec.stdin_socket if spec.stdin == "socket" else None
     base = WatcherSpec("web", cmd="x", copy_env=spec.copy_env, stdin_socket=needed)
     assert with_option(base, option.name, value) == spec

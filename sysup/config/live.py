@@ -78,6 +78,14 @@ def changed(spec: WatcherSpec) -> dict[str, Any]:
     return {key: value for key, value in shown.items() if value != defaults.get(key)}
 
 
+def difference(spec: WatcherSpec, other: WatcherSpec) -> dict[str, Any]:
+    """What `with_options` makes `other` of `spec` by, in JSON values."""
+    before, after = options(spec), options(other)
+    aliases = {name for name, option in WATCHER_OPTIONS.items() if option.alias}
+    names = sorted({*before, *after} - aliases)
+    return {name: after.get(name) for name in names if before.get(name) != after.get(name)}
+
+
 def _plain_limit(limit: Rlimit) -> Any:
     return RLIMIT_FAMILY.kind.plain((limit.soft, limit.hard))
 

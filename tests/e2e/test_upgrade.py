@@ -82,6 +82,22 @@ def grew(log: Path, size: int) -> bool:
     return log.stat().st_size > size
 
 
+def test_an_old_generation_keeps_its_options(sysupd: Start) -> None:
+    """What serves while the new options fail serves on, however often the daemon is replaced."""
+    daemon = sysupd("[watcher:web]\ncmd = sleep 1000\nbackoff.delay = 60\n")
+    assert "cannot replace web" in daemon.ctl("set", "web", "cmd", "false").stderr
+    (old,) = daemon.pids("web")[:1]
+    upgrade(daemon)
+    os.kill(old, signal.SIGKILL)
+    new = until(
+        lambda: [p for p in daemon.pids("web") if command_line(p) == "sleep 1000" and p != old],
+        "it is started again, by the options that it had",
+    )
+    daemon.ctl("set", "web", "cmd", "sleep 2000")
+    until(lambda: [command_line(pid) for pid in daemon.pids("web")] == ["sleep 2000"], "new ones")
+    assert new
+
+
 def test_output_goes_on(sysupd: Start, tmp_path: Path) -> None:
     log = tmp_path / "web.log"
     counter = tmp_path / "count.sh"
