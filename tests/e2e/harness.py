@@ -30,8 +30,8 @@ from sysup import protocol
 HERE = Path(__file__).parent
 PROGRAMS = Path(sys.executable).parent
 """Where sysupd and sysupctl are."""
-PATIENCE = 20.0
-"""Seconds after which what was waited for is taken not to come."""
+PATIENCE = 60.0
+"""Seconds after which what was waited for is taken not to come: a slow machine is no error."""
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -70,6 +70,21 @@ def command_line(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def is_itself(pid: int) -> bool:
+    """Whether a process is over its birth; true also of one that has ended.
+
+    Who was told of a new process may find it in the midst of execve(2), by which the parent is
+    woken: without a command line, and with descriptors that are about to be closed. The command
+    line is the last to come. Before all that it has its parent's.
+    """
+    try:
+        state, ppid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    line = command_line(pid)
+    return state in "ZX" or (line != "" and line != command_line(int(ppid)))
 
 
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
@@ -118,7 +133,7 @@ class Peer:
         self.socket.send(protocol.encode_request(protocol.Request(command, properties, command)))
 
     def receive(self) -> dict[str, Any]:
-        if not self.socket.poll(8000):
+        if not self.socket.poll(PATIENCE * 1000):
             raise NoReply
         reply: dict[str, Any] = json.loads(self.socket.recv())
         return reply
@@ -312,8 +327,10 @@ class Daemon:
         return str(self.call("status", name=name)["status"])
 
     def pids(self, name: str) -> list[int]:
-        """The processes of a watcher."""
-        return list(self.call("list", name=name)["pids"])
+        """The processes of a watcher, which execute their programs."""
+        found = list(self.call("list", name=name)["pids"])
+        until(lambda: all(map(is_itself, found)), f"{found} are over their births")
+        return found
 
     def stop(self, signum: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Send a signal that ends the daemon; returns its exit status.
