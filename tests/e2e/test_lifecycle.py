@@ -89,8 +89,7 @@ def test_flapping_with_the_defaults_waits_and_costs_nothing(sysupd: Start) -> No
 
 def test_a_start_by_command_ends_the_waiting(sysupd: Start) -> None:
     daemon = sysupd(
-        "[watcher:broken]\ncmd = sh -c 'test -e ok && exec sleep 1000'\n"
-        "flapping.retry_in = 1000\n"
+        "[watcher:broken]\ncmd = sh -c 'test -e ok && exec sleep 1000'\nflapping.retry_in = 1000\n"
     )
     until(
         lambda: daemon.call("status", name="broken")["watchers"]["broken"]["state"] == "flapping",
@@ -345,7 +344,7 @@ def test_a_reload_of_what_is_stopped_says_so(sysupd: Start) -> None:
 
 
 def test_one_watcher_does_not_wait_for_another(sysupd: Start) -> None:
-    """All are told to start by one request: by three, the first might be through before the last."""
+    """All are told to start by one request: of three, the first might be through too early."""
     daemon = sysupd(SLEEPERS.format(number=1))
     events = daemon.events()
     daemon.file.write_text(
