@@ -34,6 +34,8 @@ PATIENCE = 60.0
 """Seconds after which what was waited for is taken not to come: a slow machine is no error."""
 
 PR_SET_CHILD_SUBREAPER = 36
+TAKEN_OVER = "taken over from the daemon before"
+"""In the log of a daemon."""
 
 
 def become_subreaper() -> None:
@@ -106,6 +108,18 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in found.stdout.split()]
 
 
+def open_files(pid: int) -> int:
+    """How many descriptors a process has open, once the number has stopped to change."""
+    counts: list[int] = []
+
+    def is_steady() -> bool:
+        counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        return len(set(counts[-5:])) == 1 and len(counts) >= 5
+
+    until(is_steady, "it opens and closes nothing")
+    return counts[-1]
+
+
 def resident(pid: int) -> int:
     """Bytes of a process in memory."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
@@ -133,7 +147,7 @@ class Peer:
         self.socket.send(protocol.encode_request(protocol.Request(command, properties, command)))
 
     def receive(self) -> dict[str, Any]:
-        if not self.socket.poll(PATIENCE * 1000):
+        if not self.socket.poll(int(PATIENCE * 1000)):
             raise NoReply
         reply: dict[str, Any] = json.loads(self.socket.recv())
         return reply
@@ -331,6 +345,22 @@ class Daemon:
         found = list(self.call("list", name=name)["pids"])
         until(lambda: all(map(is_itself, found)), f"{found} are over their births")
         return found
+
+    def upgrade(self) -> None:
+        """Have a new program take over."""
+        before = self.log().count(TAKEN_OVER)
+        reply = self.call("upgrade", waiting=True)
+        assert reply["status"] == "ok", reply
+        self.wait_for_program(before + 1)
+
+    def wait_for_program(self, number: int) -> None:
+        """Until so many new programs have taken over.
+
+        Requests go over a new connection then: the end of the old one may be noticed late, and
+        what is sent over it until then is lost.
+        """
+        until(lambda: self.log().count(TAKEN_OVER) >= number, "the new one runs")
+        self._requests = self._connect(zmq.DEALER, protocol.CONTROL_SOCKET)
 
     def stop(self, signum: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Send a signal that ends the daemon; returns its exit status.
