@@ -15,7 +15,7 @@ import zmq
 
 from sysup import protocol
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds after which a test stops waiting for what should have come at once."""
 
 Reply: TypeAlias = Mapping[str, Any] | Callable[[dict[str, Any]], Any] | None

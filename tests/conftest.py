@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.delegated import delegated
 from tests.journald import Journald, Unavailable
 from tests.world import World
 
 IN_CI = os.environ.get("CI") == "true"
+
+# That a machine is slow is no error: neither of an example nor of what draws them.
+settings.register_profile(
+    "patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("patient")
 
 
 @pytest.fixture

@@ -41,9 +41,9 @@ def lives(path: Path) -> bool:
 
 
 def members(path: Path) -> set[int]:
-    """The processes in it and below."""
-    return {
-        int(pid)
-        for directory, _, _ in os.walk(path)
-        for pid in Path(directory, "cgroup.procs").read_text().split()
-    }
+    """The processes in it and below; none in what is removed meanwhile."""
+    pids: set[int] = set()
+    for directory, _, _ in os.walk(path):
+        with suppress(OSError):  # ENOENT, or of one that was open then, ENODEV
+            pids.update(map(int, Path(directory, "cgroup.procs").read_text().split()))
+    return pids

@@ -39,7 +39,7 @@ DIRECTORY = Path("/run/systemd/journal")
 """Of the sockets, inside the namespace."""
 RECEIVE_BUFFER = 8 << 20
 """Of the sockets, as in systemd-journald.socket."""
-PATIENCE = 60.0
+PATIENCE = 120.0
 FIRST_LISTEN_FD = 3
 PR_SET_PDEATHSIG = 1
 SO_TIMESTAMP, SO_RCVBUFFORCE, SO_PASSSEC = 29, 33, 34

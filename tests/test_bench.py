@@ -9,7 +9,7 @@ import sys
 def test_a_scenario_on_a_small_scale() -> None:
     command = [sys.executable, "-m", "tests.bench", "--quick", "--markdown"]
     chosen = ["--peers", "sysup,bare C loop", "many_bulk", "rotation"]
-    ran = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([*command, *chosen], capture_output=True, text=True, timeout=500)
     assert ran.returncode == 0, ran.stderr
     tables = [
         [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]

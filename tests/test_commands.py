@@ -221,7 +221,9 @@ WORDS = (
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    max_examples=300,
+    deadline=None,
 )
 @given(
     command=st.sampled_from(sorted(COMMANDS)),

@@ -22,7 +22,7 @@ from sysup.endpoints import listen
 from sysup.protocol import MAX_MESSAGE, Errno, MessageError, SysupError
 
 T = TypeVar("T")
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which what was waited for is taken not to come."""
 
 

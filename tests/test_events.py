@@ -15,7 +15,7 @@ import zmq
 from sysup.events import LONGEST_TOPIC, MOST_OUTPUT_TOPICS, MOST_TOPICS, Events, Topics, concealed
 
 T = TypeVar("T")
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which what was waited for is taken not to come."""
 
 # ---- who subscribes to what --------------------------------------------------------------

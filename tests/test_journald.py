@@ -15,7 +15,7 @@ import pytest
 
 from tests.bench.install import compile_c
 from tests.e2e.harness import until
-from tests.journald import ROOT, Journald
+from tests.journald import PATIENCE, ROOT, Journald
 
 LINES = 100_000
 LINE = 99
@@ -63,9 +63,9 @@ class Load:
 
     def numbers(self) -> list[int]:
         """Of the lines that are stored in the end."""
-        assert self._writer.wait(60) == 0
+        assert self._writer.wait(PATIENCE) == 0
         os.close(self._writing)  # with which the sender hangs up
-        assert self._sender.wait(60) == 0
+        assert self._sender.wait(PATIENCE) == 0
         self._journald.sync()
         lines = self._journald.messages("SYSLOG_IDENTIFIER=web")
         return [int(line.split()[1]) for line in lines if len(line) == LINE]

@@ -64,7 +64,7 @@ def run(executable: Path, directory: Path, *arguments: str) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        timeout=100,
+        timeout=500,
     )
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from sysup.pulse import Pulse, out_of_descriptors
 from sysup.streams import Pump
 
 INTERVAL = 0.2
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Wedged:
@@ -37,15 +38,23 @@ class Patient(logging.Handler):
     def __init__(self, directory: Path) -> None:
         super().__init__(logging.ERROR)
         self.loop = asyncio.get_running_loop()
-        self.endpoint = f"ipc://{directory}/control"
+        self.path = directory / "control"
+        self.endpoint = f"ipc://{self.path}"
         app: Any = SimpleNamespace(takeovers=0)
         self.control = Control(self.loop, app, lambda: 0.0)
         self.pump = Pump()
         self.signs = 0
+        self.unbroken = 0
+        """Signs since the last complaint."""
         self.complaints: list[str] = []
         self.pulses: list[Pulse] = []
         self._happened = asyncio.Event()
         logging.getLogger("sysup.pulse").addHandler(self)
+
+    def is_there(self) -> bool:
+        """Whether somebody listens at the path of the control socket."""
+        with socket.socket(socket.AF_UNIX) as client:
+            return client.connect_ex(str(self.path)) == 0
 
     def serve(self) -> None:
         self.control.serve(self.endpoint, Role.ADMIN)
@@ -58,10 +67,12 @@ class Patient(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.complaints.append(record.getMessage())
+        self.unbroken = 0
         self._happened.set()
 
     def _sign(self) -> None:
         self.signs += 1
+        self.unbroken += 1
         self._happened.set()
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -101,8 +112,7 @@ def test_who_is_well_gives_signs(play: Callable[[Scene], None]) -> None:
     async def scene(patient: Patient) -> None:
         patient.serve()
         patient.feel()
-        await patient.until(lambda: patient.signs == 4)
-        assert patient.complaints == []
+        await patient.until(lambda: patient.unbroken == 4)
 
     play(scene)
 
@@ -112,12 +122,13 @@ def test_there_are_two_beats_in_an_interval_and_nothing_between(
 ) -> None:
     async def scene(patient: Patient) -> None:
         patient.serve()
+        begun = patient.loop.time()
         patient.feel(interval=100.0)
         await patient.until(lambda: patient.signs)
         pulse = patient.pulses[0]
         assert pulse._glance is None
         assert pulse._next is not None
-        assert 49.0 < pulse._next.when() - patient.loop.time() <= 50.0
+        assert begun + 50.0 <= pulse._next.when() <= patient.loop.time() + 50.0
 
     play(scene)
 
@@ -150,11 +161,11 @@ def test_a_pump_that_does_not_turn(
     async def scene(patient: Patient) -> None:
         patient.serve()
         patient.feel(wedged)
-        await patient.until(lambda: len(patient.complaints) >= 2)
+        await patient.until(lambda: patient.complaints.count(PUMP) >= 2)
         assert patient.signs == 0
+        assert all("the pump does not turn" in complaint for complaint in patient.complaints)
         wedged.heartbeat += 1
         await patient.until(lambda: patient.signs)
-        assert set(patient.complaints) == {PUMP}
 
     play(scene)
     assert PUMP in capfd.readouterr().err, "which needs no pump"
@@ -163,11 +174,11 @@ def test_a_pump_that_does_not_turn(
 def test_a_control_socket_that_is_not_there(play: Callable[[Scene], None]) -> None:
     async def scene(patient: Patient) -> None:
         patient.feel()
-        await patient.until(lambda: len(patient.complaints) >= 2)
+        await patient.until(lambda: patient.complaints.count(SOCKET) >= 2)
         assert patient.signs == 0
+        assert all("does not answer" in complaint for complaint in patient.complaints)
         patient.serve()
         await patient.until(lambda: patient.signs)
-        assert set(patient.complaints) == {SOCKET}
 
     play(scene)
 
@@ -179,9 +190,12 @@ def test_a_listener_that_is_gone(play: Callable[[Scene], None]) -> None:
         await patient.until(lambda: patient.signs)
         for router in patient.control._routers:
             router.unbind(router.getsockopt_string(zmq.LAST_ENDPOINT))
+        while patient.is_there():  # noqa: ASYNC110  it is for libzmq's thread to close it
+            await asyncio.sleep(0.001)
+        patient.complaints.clear()
         await patient.until(lambda: SOCKET in patient.complaints)
         signs = patient.signs
-        await patient.until(lambda: len(patient.complaints) >= 3)
+        await patient.until(lambda: patient.complaints.count(SOCKET) >= 3)
         assert patient.signs == signs
 
     play(scene)
@@ -225,11 +239,12 @@ def test_without_descriptors_nobody_is_asked(play: Callable[[Scene], None]) -> N
         patient.feel()
         await patient.until(lambda: patient.signs)
         signs = patient.signs
+        patient.complaints.clear()
         resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
         try:
             assert out_of_descriptors()
             await patient.until(lambda: patient.signs >= signs + 2)
-            assert patient.complaints == []
+            assert not [complaint for complaint in patient.complaints if "socket" in complaint]
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

@@ -26,6 +26,8 @@ PIDFD_GET_INFO = 0xC048FF0B
 PIDFD_INFO_EXIT = 1 << 3
 PATIENCE = 1.0
 """Seconds that a parent may take to reap a child of which we want to know how it ended."""
+BORN_WITHIN = 0.02
+"""Seconds to wait for the environment of a process that is in the midst of execve(2)."""
 LAST_KILLS = 20
 """How often the last strangers are killed before the daemon ends without them."""
 LAST_WAIT = 50
@@ -349,14 +351,27 @@ def _cannot_signal(target: str, signum: int, error: OSError) -> SysupError:
 
 
 def _marker(pid: int) -> str:
-    """The value of MARKER in the environment that a process began with; "" without."""
+    """The value of MARKER in the environment that a process began with; "" without.
+
+    In the midst of execve(2) it has neither environment nor command line for a moment, and
+    would escape a look that fell into that: it is looked at again.
+    """
+    late = 0.0
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            environ = b"\0" + file.read()
+        while not (environ := _proc(pid, "environ")) and not _proc(pid, "cmdline"):
+            late = late or time.monotonic() + BORN_WITHIN
+            if time.monotonic() > late or is_zombie(pid):
+                break
+            os.sched_yield()
     except OSError:  # gone, or another user's and we are not root
         return ""
-    _, found, rest = environ.partition(b"\0" + MARKER.encode() + b"=")
+    _, found, rest = (b"\0" + environ).partition(b"\0" + MARKER.encode() + b"=")
     return os.fsdecode(rest.partition(b"\0")[0]) if found else ""
+
+
+def _proc(pid: int, name: str) -> bytes:
+    with open(f"/proc/{pid}/{name}", "rb") as file:
+        return file.read()
 
 
 def _next_zombie() -> int:

@@ -28,7 +28,13 @@ def is_begun(watcher: dict[str, Any]) -> bool:
 
 
 @pytest.fixture
-def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runtime directory of the daemons of a test."""
+    return tmp_path_factory.mktemp("run")
+
+
+@pytest.fixture
+def sysupd(tmp_path: Path, runtime: Path) -> Iterator[Start]:
     """Start daemons in `tmp_path`; they end with the test, and must leave no process behind.
 
     `start` returns once the daemon answers and has begun to start all; with `wait=False` at
@@ -36,7 +42,6 @@ def sysupd(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """
     become_subreaper()
     before = descendants(os.getpid()).keys()
-    runtime = tmp_path_factory.mktemp("run")
 
     def start(
         ini: str,

@@ -30,10 +30,12 @@ from sysup import protocol
 HERE = Path(__file__).parent
 PROGRAMS = Path(sys.executable).parent
 """Where sysupd and sysupctl are."""
-PATIENCE = 20.0
-"""Seconds after which what was waited for is taken not to come."""
+PATIENCE = 60.0
+"""Seconds after which what was waited for is taken not to come: a slow machine is no error."""
 
 PR_SET_CHILD_SUBREAPER = 36
+TAKEN_OVER = "taken over from the daemon before"
+"""In the log of a daemon."""
 
 
 def become_subreaper() -> None:
@@ -72,6 +74,21 @@ def command_line(pid: int) -> str:
         return ""
 
 
+def is_itself(pid: int) -> bool:
+    """Whether a process is over its birth; true also of one that has ended.
+
+    Who was told of a new process may find it in the midst of execve(2), by which the parent is
+    woken: without a command line, and with descriptors that are about to be closed. The command
+    line is the last to come. Before all that it has its parent's.
+    """
+    try:
+        state, ppid = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    line = command_line(pid)
+    return state in "ZX" or (line != "" and line != command_line(int(ppid)))
+
+
 def until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> Any:
     """Ask `condition` again and again; return its first true answer.
 
@@ -89,6 +106,18 @@ def children(pid: int) -> list[int]:
     """Of a process, also those that have ended."""
     found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True)
     return [int(word) for word in found.stdout.split()]
+
+
+def open_files(pid: int) -> int:
+    """How many descriptors a process has open, once the number has stopped to change."""
+    counts: list[int] = []
+
+    def is_steady() -> bool:
+        counts.append(len(os.listdir(f"/proc/{pid}/fd")))
+        return len(set(counts[-5:])) == 1 and len(counts) >= 5
+
+    until(is_steady, "it opens and closes nothing")
+    return counts[-1]
 
 
 def resident(pid: int) -> int:
@@ -118,7 +147,7 @@ class Peer:
         self.socket.send(protocol.encode_request(protocol.Request(command, properties, command)))
 
     def receive(self) -> dict[str, Any]:
-        if not self.socket.poll(8000):
+        if not self.socket.poll(int(PATIENCE * 1000)):
             raise NoReply
         reply: dict[str, Any] = json.loads(self.socket.recv())
         return reply
@@ -312,8 +341,26 @@ class Daemon:
         return str(self.call("status", name=name)["status"])
 
     def pids(self, name: str) -> list[int]:
-        """The processes of a watcher."""
-        return list(self.call("list", name=name)["pids"])
+        """The processes of a watcher, which execute their programs."""
+        found = list(self.call("list", name=name)["pids"])
+        until(lambda: all(map(is_itself, found)), f"{found} are over their births")
+        return found
+
+    def upgrade(self) -> None:
+        """Have a new program take over."""
+        before = self.log().count(TAKEN_OVER)
+        reply = self.call("upgrade", waiting=True)
+        assert reply["status"] == "ok", reply
+        self.wait_for_program(before + 1)
+
+    def wait_for_program(self, number: int) -> None:
+        """Until so many new programs have taken over.
+
+        Requests go over a new connection then: the end of the old one may be noticed late, and
+        what is sent over it until then is lost.
+        """
+        until(lambda: self.log().count(TAKEN_OVER) >= number, "the new one runs")
+        self._requests = self._connect(zmq.DEALER, protocol.CONTROL_SOCKET)
 
     def stop(self, signum: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Send a signal that ends the daemon; returns its exit status.

@@ -12,7 +12,7 @@ import pytest
 import zmq
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PROGRAMS, Daemon, until
+from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon, until
 
 GOOD = "\n[watcher:good]\ncmd = sleep 1000\n"
 
@@ -20,7 +20,7 @@ GOOD = "\n[watcher:good]\ncmd = sleep 1000\n"
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run sysupd to its end."""
     command = [PROGRAMS / "sysupd", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=20)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def trouble(daemon: Daemon, name: str) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def test_a_socket_that_is_taken_costs_only_its_watcher(sysupd: Start) -> None:
 def test_a_second_daemon_for_the_app_is_refused(sysupd: Start) -> None:
     daemon = sysupd(GOOD)
     second = sysupd(GOOD, wait=False)
-    assert second.process.wait(20) == 1
+    assert second.process.wait(PATIENCE) == 1
     assert f"running already (pid {daemon.pid})" in second.log()
     assert daemon.status("good") == "active"
 
@@ -224,6 +224,7 @@ def test_a_daemon_that_keeps_the_pipe_open(sysupd: Start, scope: str) -> None:
 
 def test_garbage_on_the_control_socket(sysupd: Start) -> None:
     daemon = sysupd(GOOD)
+    patience = int(PATIENCE * 1000)
     peer: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
     peer.linger = 0
     peer.connect(f"ipc://{daemon.runtime}/control")
@@ -239,10 +240,10 @@ def test_garbage_on_the_control_socket(sysupd: Start) -> None:
         [b"{}", b"{}", b"{}"],
     ):
         peer.send_multipart(frames)
-        assert peer.poll(5000), frames
+        assert peer.poll(patience), frames
         assert b'"error"' in peer.recv()
     peer.send(b'{"command": "numwatchers", "id": 5}')
-    assert peer.poll(5000)
+    assert peer.poll(patience)
     assert b'"id": 5' in peer.recv()
     peer.close()
     assert daemon.status("good") == "active"
@@ -288,7 +289,7 @@ def test_a_standard_error_that_nobody_reads_does_not_hold_the_daemon_up(
     try:
         ask_often(f"ipc://{runtime}/app/control")
         daemon.terminate()
-        assert daemon.wait(10) == 0
+        assert daemon.wait(PATIENCE) == 0
     finally:
         daemon.kill()
         os.close(reading)
@@ -302,5 +303,5 @@ def ask_often(endpoint: str) -> None:
         peer.connect(endpoint)
         for _ in range(8000):
             peer.send(request)
-            assert peer.poll(10_000)
+            assert peer.poll(int(PATIENCE * 1000))
             peer.recv()

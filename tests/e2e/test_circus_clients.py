@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PROGRAMS, Daemon
+from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon
 
 INI = """\
 [circus]
@@ -48,7 +48,7 @@ def circusctl(endpoint: str, *args: str) -> subprocess.CompletedProcess[str]:
         [PROGRAMS / "circusctl", "--endpoint", endpoint, *args],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
 
@@ -83,7 +83,7 @@ def test_over_ipc_it_commands(daemon: Daemon) -> None:
     assert ask("reloadconfig", "--waiting") == "ok"
     assert ask("options", "web").startswith("cmd: sleep 1000")
     assert ask("quit") == "ok"
-    assert daemon.process.wait(20) == 0
+    assert daemon.process.wait(PATIENCE) == 0
 
 
 def test_over_plain_tcp_it_reads_and_is_refused_the_rest(

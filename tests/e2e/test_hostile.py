@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Start
+from tests.e2e.harness import PATIENCE
 
 GOOD = "[watcher:good]\ncmd = sleep 100\n"
 
@@ -19,7 +20,7 @@ def test_a_runtime_directory_that_others_may_change_is_refused(
     base.mkdir()
     base.chmod(0o777)
     daemon = sysupd(GOOD, env={"SYSUP_RUNTIME_DIR": str(base)}, wait=False)
-    assert daemon.process.wait(20) == 1
+    assert daemon.process.wait(PATIENCE) == 1
     assert f"cannot use {base}: others may replace what is in it" in daemon.log()
 
 
@@ -29,7 +30,7 @@ def test_a_runtime_directory_that_a_stranger_made_is_refused(sysupd: Start, tmp_
     base.mkdir()
     os.chown(base, 12345, -1)
     daemon = sysupd(GOOD, env={"SYSUP_RUNTIME_DIR": str(base)}, wait=False)
-    assert daemon.process.wait(20) == 1
+    assert daemon.process.wait(PATIENCE) == 1
     assert f"cannot use {base}" in daemon.log()
 
 
@@ -38,7 +39,7 @@ def test_a_pidfile_is_not_written_through_a_link(sysupd: Start, tmp_path: Path) 
     precious.write_text("do not touch\n")
     (tmp_path / "pid").symlink_to(precious)
     daemon = sysupd(f"[sysup]\npidfile = {tmp_path}/pid\n{GOOD}", wait=False)
-    assert daemon.process.wait(20) == 1
+    assert daemon.process.wait(PATIENCE) == 1
     assert f"cannot write {tmp_path}/pid" in daemon.log()
     assert precious.read_text() == "do not touch\n"
 
@@ -50,7 +51,7 @@ def test_a_pidfile_of_the_living_is_respected_and_one_of_the_dead_is_not(
     pidfile.write_text(f"{os.getpid()}\n")
     ini = f"[sysup]\npidfile = {pidfile}\n{GOOD}"
     refused = sysupd(ini, wait=False)
-    assert refused.process.wait(20) == 1
+    assert refused.process.wait(PATIENCE) == 1
     assert f"process {os.getpid()} is named there and alive" in refused.log()
     pidfile.write_text(f"{refused.pid}\nand more of it\n")
     daemon = sysupd(ini)

@@ -6,13 +6,12 @@ import os
 import re
 import resource
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import command_line, descendants, until
+from tests.e2e.harness import PATIENCE, command_line, descendants, until
 
 SLEEPERS = """
 [watcher:web]
@@ -48,7 +47,7 @@ def test_a_killed_process_is_replaced_at_once_in_its_place(sysupd: Start) -> Non
     assert reap.fields["exit_code"] == -9
     assert reap.fields["process_pid"] == before[1]
     assert spawn.fields["wid"] == reap.fields["wid"]
-    assert spawn.fields["time"] - reap.fields["time"] < 0.5
+    assert not {"backoff", "flapping"} & {event.name for event in events.seen}, "without delay"
     after = daemon.pids("web")
     assert after == [before[0], spawn.fields["process_pid"], before[2]]
 
@@ -79,21 +78,24 @@ def test_a_command_that_dies_at_once_is_told_of_and_given_up(sysupd: Start) -> N
 
 
 def test_flapping_with_the_defaults_waits_and_costs_nothing(sysupd: Start) -> None:
-    daemon = sysupd("[watcher:broken]\ncmd = false\n")
-    until(
-        lambda: daemon.call("status", name="broken")["watchers"]["broken"]["state"] == "flapping",
-        "flapping",
-    )
-    watcher = daemon.call("status", name="broken")["watchers"]["broken"]
-    assert 5.0 < watcher["retry_in"] <= 7.7
-    assert watcher["restarts"] == 1
-    assert watcher["reason"] == "exit code 1"
+    daemon = sysupd("[watcher:broken]\ncmd = false\nautostart = False\n")
+    events = daemon.events()
+    daemon.call("start", name="broken")
+    flapping = events.wait_for_name("flapping", "broken").fields
+    assert 6.3 <= flapping["retry_in"] <= 7.7
+    assert flapping["reason"] == "exit code 1"
+    assert sum(event.name == "spawn" for event in events.seen) == 2
 
 
 def test_a_start_by_command_ends_the_waiting(sysupd: Start) -> None:
-    daemon = sysupd("[watcher:broken]\ncmd = sh -c 'test -e ok && exec sleep 1000'\n")
+    daemon = sysupd(
+        "[watcher:broken]\ncmd = sh -c 'test -e ok && exec sleep 1000'\nflapping.retry_in = 1000\n"
+    )
+    until(
+        lambda: daemon.call("status", name="broken")["watchers"]["broken"]["state"] == "flapping",
+        "it waits",
+    )
     events = daemon.events()
-    assert "broken" in daemon.call("status")["statuses"]
     (daemon.directory / "ok").touch()
     daemon.call("start", name="broken", waiting=True)
     events.wait_for_name("spawn", "broken")
@@ -105,7 +107,7 @@ def test_give_up_may_end_the_daemon_with_the_code(sysupd: Start) -> None:
         CRASHING.replace("autostart = False", "on_give_up = exit"),
         wait=False,
     )
-    assert daemon.process.wait(20) == 3
+    assert daemon.process.wait(PATIENCE) == 3
 
 
 def test_scaling_leaves_survivors_alone(sysupd: Start) -> None:
@@ -189,8 +191,8 @@ def test_max_age(sysupd: Start) -> None:
         + SLEEPERS.format(number=1)
         + "max_age = 1\nmax_age_variance = 0\n"
     )
-    (pid,) = daemon.pids("web")
-    until(lambda: daemon.pids("web") not in ([pid], []), "a younger process")
+    first = until(lambda: daemon.pids("web"), "a process")
+    until(lambda: daemon.pids("web") not in (first, []), "a younger process")
     assert daemon.call("status")["watchers"]["web"]["state"] == "active"
 
 
@@ -198,9 +200,7 @@ def test_max_age(sysupd: Start) -> None:
 def test_a_signal_stops_all_in_the_midst_of_a_start(sysupd: Start, signum: int) -> None:
     daemon = sysupd(SLEEPERS.format(number=300), wait=False)
     until(lambda: len(descendants(daemon.pid)) > 10, "some have been started")
-    began = time.monotonic()
     assert daemon.stop(signum) == 0
-    assert time.monotonic() - began < 5
 
 
 def test_a_signal_stops_all_in_the_midst_of_a_stubborn_stop(sysupd: Start) -> None:
@@ -333,7 +333,7 @@ def test_removed_without_a_stop_the_processes_run_on(sysupd: Start) -> None:
     os.kill(pids[0], signal.SIGKILL)
     until(lambda: not os.path.exists(f"/proc/{pids[0]}"), "the dead one is buried")
     assert daemon.stop() == 0
-    assert not alive(pids[1])
+    until(lambda: not alive(pids[1]), "the other was killed")
 
 
 def test_a_reload_of_what_is_stopped_says_so(sysupd: Start) -> None:
@@ -344,14 +344,14 @@ def test_a_reload_of_what_is_stopped_says_so(sysupd: Start) -> None:
 
 
 def test_one_watcher_does_not_wait_for_another(sysupd: Start) -> None:
-    daemon = sysupd(
-        "[watcher:many]\ncmd = sleep 1000\nnumprocesses = 400\nautostart = False\n"
-        "[watcher:one]\ncmd = sleep 1000\nautostart = False\n"
-        "[watcher:two]\ncmd = sleep 1000\nautostart = False\n"
-    )
+    """All are told to start by one request: of three, the first might be through too early."""
+    daemon = sysupd(SLEEPERS.format(number=1))
     events = daemon.events()
-    for name in ("many", "one", "two"):
-        daemon.call("start", name=name)
+    daemon.file.write_text(
+        SLEEPERS.format(number=1) + "[watcher:many]\ncmd = sleep 1000\nnumprocesses = 400\n"
+        "[watcher:one]\ncmd = sleep 1000\n[watcher:two]\ncmd = sleep 1000\n"
+    )
+    assert daemon.call("reloadconfig")["status"] == "ok"
     events.wait_for_name("spawn", "two")
     before = sum(event.name == "spawn" for event in events.seen)
     assert before < 200
@@ -363,7 +363,7 @@ def test_no_flood_of_signals_loses_the_one_that_ends(sysupd: Start, flood: int) 
     daemon.call("restart", name="web")
     for _ in range(20_000):
         daemon.process.send_signal(flood)
-    assert daemon.stop(timeout=10) == 0
+    assert daemon.stop() == 0
 
 
 def test_the_end_takes_the_sockets_with_it(sysupd: Start) -> None:

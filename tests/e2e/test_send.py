@@ -13,7 +13,7 @@ import pytest
 
 from sysup.stdin import LIMIT
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PROGRAMS, Daemon, Peer, until
+from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon, Peer, until
 
 PYTHON = PROGRAMS / "python"
 PLAIN = "stdin = pipe\n"
@@ -115,11 +115,13 @@ def test_standard_input_is_sent(sysupd: Start, tmp_path: Path, out: Path) -> Non
     daemon = sysupd(ini(tmp_path, "cat", PLAIN))
     lines = b"".join(b"%d \xff\n" % number for number in range(20_000))
     command = [str(PROGRAMS / "sysupctl"), "-a", "app", "send", "web", "-"]
-    done = subprocess.run(command, input=lines, env=daemon.env, capture_output=True, timeout=20)
+    done = subprocess.run(
+        command, input=lines, env=daemon.env, capture_output=True, timeout=PATIENCE
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     wait_for(out, lines)
     done = subprocess.run(
-        command, input=b"x" * (2 << 20), env=daemon.env, capture_output=True, timeout=20
+        command, input=b"x" * (2 << 20), env=daemon.env, capture_output=True, timeout=PATIENCE
     )
     assert done.returncode == 1
     assert b"error: cannot send: the request has " in done.stderr

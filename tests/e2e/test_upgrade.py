@@ -9,22 +9,16 @@ from functools import partial
 from pathlib import Path
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import Daemon, command_line, until
+from tests.e2e.harness import command_line, until
 
 SLEEPERS = "[watcher:web]\ncmd = sleep 1000\nnumprocesses = 3\n"
-
-
-def upgrade(daemon: Daemon) -> None:
-    before = daemon.log().count("taken over")
-    assert daemon.call("upgrade", waiting=True)["status"] == "ok"
-    until(lambda: daemon.log().count("taken over") > before, "the new one runs")
 
 
 def test_processes_run_on(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS)
     before = daemon.pids("web")
     for _ in range(2):
-        upgrade(daemon)
+        daemon.upgrade()
         assert daemon.pids("web") == before
     assert daemon.process.poll() is None, "with the same pid"
 
@@ -42,13 +36,13 @@ def test_a_signal_does_it_as_well(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS)
     before = daemon.pids("web")
     os.kill(daemon.pid, signal.SIGUSR2)
-    until(lambda: "taken over" in daemon.log(), "the new one runs")
+    daemon.wait_for_program(1)
     assert daemon.pids("web") == before
 
 
 def test_what_is_taken_over_is_watched_and_stopped(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS)
-    upgrade(daemon)
+    daemon.upgrade()
     first, *others = daemon.pids("web")
     events = daemon.events()
     os.kill(first, signal.SIGKILL)
@@ -69,7 +63,7 @@ def test_what_was_changed_at_run_time_stays_so(sysupd: Start) -> None:
     daemon.call("rm", name="gone", waiting=True)
     daemon.call("add", name="new", cmd="sleep 1000", start=True, waiting=True)
     before = daemon.pids("web"), daemon.pids("new")
-    upgrade(daemon)
+    daemon.upgrade()
     assert daemon.call("list")["watchers"] == ["new", "off", "web"]
     assert (daemon.pids("web"), daemon.pids("new")) == before
     assert daemon.status("off") == "stopped"
@@ -111,7 +105,7 @@ def test_output_goes_on(sysupd: Start, tmp_path: Path) -> None:
     for _ in range(3):
         until(log.exists, "it writes")
         size = log.stat().st_size
-        upgrade(daemon)
+        daemon.upgrade()
         until(partial(grew, log, size + 200), "it goes on")
     go.unlink()
     until(lambda: daemon.pids("web") == [], "it has ended")
@@ -126,7 +120,7 @@ def test_input_can_be_sent_on(sysupd: Start, tmp_path: Path) -> None:
         f"stdout_stream.class = FileStream\nstdout_stream.filename = {log}\n"
     )
     daemon.ctl("send", "cat", "one")
-    upgrade(daemon)
+    daemon.upgrade()
     daemon.ctl("send", "cat", "two")
     until(lambda: log.exists() and log.read_text() == "one\ntwo\n", "both arrived")
     daemon.ctl("send", "--eof", "cat", "end")
@@ -141,7 +135,7 @@ def test_a_listening_socket_stays_open(sysupd: Start) -> None:
         "[watcher:web]\ncmd = sleep $(circus.sockets.s)000\n"
     )
     with socket.create_connection(("127.0.0.1", port)):
-        upgrade(daemon)
+        daemon.upgrade()
         (row,) = daemon.call("listsockets")["sockets"]
         assert row["port"] == port
         with socket.create_connection(("127.0.0.1", port)):
@@ -149,10 +143,10 @@ def test_a_listening_socket_stays_open(sysupd: Start) -> None:
 
 
 def test_a_crash_loop_is_counted_on(sysupd: Start) -> None:
-    daemon = sysupd("[watcher:bad]\ncmd = false\n")
+    daemon = sysupd("[watcher:bad]\ncmd = false\nflapping.retry_in = 1000\n")
     until(lambda: "flapping" in daemon.log(), "a crash loop")
     before = daemon.call("status")["watchers"]["bad"]
-    upgrade(daemon)
+    daemon.upgrade()
     after = daemon.call("status")["watchers"]["bad"]
     assert after["state"] == before["state"] == "flapping"
     assert after["retry_in"] < before["retry_in"]
@@ -174,7 +168,7 @@ def test_the_config_that_runs_is_that_which_was_read(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS)
     before = daemon.pids("web")
     daemon.file.write_text("[watcher:web]\nnumproceses = 1\n")
-    upgrade(daemon)
+    daemon.upgrade()
     assert daemon.pids("web") == before
     daemon.file.write_text(SLEEPERS + "[watcher:new]\ncmd = sleep 1000\n")
     daemon.call("reloadconfig", waiting=True)

@@ -19,7 +19,7 @@ from tests.lab.rootfs import CannotBuild, rootfs
 
 HERE = Path(__file__).parent
 PYTHON = (sys.executable, "-IS")
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 class Unavailable(Exception):

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-BOOT_WITHIN = 60.0
+BOOT_WITHIN = 120.0
 PR_SET_PDEATHSIG = 1
 START = """
 mount -t tmpfs tmpfs /run/systemd/nspawn
@@ -64,7 +64,7 @@ def make_cgroup(path: Path) -> None:
 
 def remove_cgroup(path: Path) -> None:
     """Remove one whose processes were killed: they may need a moment to be gone."""
-    until = time.monotonic() + 5
+    until = time.monotonic() + 60
     for directory, _, _ in os.walk(path, topdown=False):
         while True:
             try:

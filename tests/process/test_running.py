@@ -18,7 +18,7 @@ import pytest
 from sysup import process
 from sysup._native import lib
 from sysup.process import MARKER, OS, Process, Unreaped
-from sysup.process.system import is_zombie
+from sysup.process.system import _marker, is_zombie
 from sysup.protocol import SysupError
 from tests.process.real import (
     WITHIN,
@@ -231,6 +231,16 @@ def test_what_escaped_is_found_by_its_marker(system: OS, grow: Grow) -> None:
     eventually(lambda: system.leftovers({dead: "m2"}, ()) == {dead: set()})
 
 
+def test_what_executes_a_program_this_moment_has_its_marker(system: OS) -> None:
+    """Its parent is woken while it has no environment yet."""
+    launcher = system.launcher(launch("sleep", "1000"))
+    for _ in range(100):
+        child = launcher.spawn(env={MARKER: "born"})
+        assert _marker(child.pid) == "born"
+        system.signal(child, signal.SIGKILL)
+        ended(system, child)
+
+
 def test_what_descends_from_it_goes_with_it(system: OS, grow: Grow) -> None:
     text = "setsid sh -c 'env -i sleep 1000 & echo $!; wait' & echo $!; wait"
     tree = grow(text, "m3")
@@ -326,7 +336,7 @@ def test_the_last_strangers_are_killed(system: OS, grow: Grow) -> None:
     assert system.leftovers({dead: "m8"}, ()) == {dead: set()}
     bystander = system.launcher(launch("sleep", "1000", new_session=False)).spawn()
     assert system.kill_strangers() == 1
-    assert not alive(pid)
+    eventually(lambda: not alive(pid))
     assert alive(bystander.pid), "of our own session: not a stranger"
     system.signal(bystander, signal.SIGKILL)
     ended(system, bystander)

@@ -16,7 +16,7 @@ from sysup.streams import Losses, Pump, Sink, Source, Stream, open_sink
 from sysup.streams.files import FileOptions, FilePlace
 from sysup.streams.pump import Work
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class House:

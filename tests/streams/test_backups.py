@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from sysup.streams import backups, packing
 from sysup.streams.backups import Job, Keeper, available
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 TIME = 1_700_000_000
 
 

@@ -50,7 +50,7 @@ class Server:
     def _open(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(str(self._path))
-        self._socket.settimeout(20)
+        self._socket.settimeout(60)
 
     def receive(self) -> dict[str, bytes]:
         """The next entry."""
@@ -518,7 +518,7 @@ def test_without_fields_a_connection_that_breaks_is_made_again(
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(directory / "stdout"))
         listening.listen()
-        listening.settimeout(20)
+        listening.settimeout(60)
         sink = house.sink("JournalStream", fields=False, identifier="web")
         stream, writing = house.stream(sink, pid=os.getpid())
         write_all(writing, b"one\n")
@@ -553,6 +553,6 @@ def test_without_fields_it_waits_for_a_journald(
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.bind(str(directory / "stdout"))
         listening.listen()
-        listening.settimeout(20)
+        listening.settimeout(60)
         assert greeting_and_line(listening) == (b"web", b"patient")
         house.until(lambda: stream.ended)

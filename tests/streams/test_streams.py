@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.streams.house import (
+    PATIENCE,
     House,
     backup_number,
     content,
     write_all,
+    write_and_close,
 )
 
 # ---- bytes -------------------------------------------------------------------------------
@@ -322,9 +325,11 @@ def test_a_quiet_stream_is_not_read_at_each_write(house: House, tmp_path: Path) 
     write_all(writing, b"first\n")
     house.until(lambda: stream.bytes_read == 6)
     before = house.pump.heartbeat
+    begun = time.monotonic()
     for _ in range(1000):
         write_all(writing, b"more\n")
-    assert house.pump.heartbeat - before < 20
+    rests = (time.monotonic() - begun) / 0.2
+    assert house.pump.heartbeat - before < 20 + 5 * rests
     house.until(lambda: len(content(tmp_path / "log")) == 5006)
     os.close(writing)
     house.until(lambda: stream.ended)
@@ -342,13 +347,12 @@ def test_the_end_of_a_resting_stream_is_heard_at_once(house: House, tmp_path: Pa
 
 def test_a_loud_stream_does_not_rest(house: House, tmp_path: Path) -> None:
     """Else its writer would wait each time the pipe is full."""
-    stream, writing = house.stream(house.file(tmp_path / "log", refresh_time=0.5))
-    data = b"x" * 99 + b"\n"
-    begun = time.monotonic()
-    for _ in range(300_000):
-        write_all(writing, data)
-    assert time.monotonic() - begun < 10  # 460 pipes full: more than a minute if it did
-    os.close(writing)
+    stream, writing = house.stream(house.file(tmp_path / "log", refresh_time=3600))
+    data = (b"x" * 99 + b"\n") * 300_000
+    feeding = threading.Thread(target=write_and_close, args=(writing, data))
+    feeding.start()
+    house.until(lambda: not feeding.is_alive())
+    feeding.join()
     house.until(lambda: stream.ended)
 
 
@@ -359,7 +363,7 @@ def test_whoever_asks_for_a_turn_gets_one(house: House) -> None:
         pump.ping()
         before = pump.heartbeat
         pump.ping()
-        late = time.monotonic() + 5.0
+        late = time.monotonic() + PATIENCE
         while pump.heartbeat == before:
             assert time.monotonic() < late, "the ping was lost"
 
@@ -369,9 +373,11 @@ import os, resource, sys
 from sysup.config import StreamSpec
 from sysup.streams import Pump, open_sink
 
-def pss():
+def size():
+    "Of what is not in files: of those, the share changes as other programs begin and end."
     with open("/proc/self/smaps_rollup") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) * 1024
+        kinds = [line.split() for line in file if line.startswith(("Pss_Anon:", "Pss_Shmem:"))]
+    return sum(int(kind[1]) for kind in kinds) * 1024
 
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -384,9 +390,9 @@ def add(some):
         pump.add(reading, 1, sink, tail=4096, on_eof=lambda stream: None)
 
 add(pipes[:500])
-before = pss()
+before = size()
 add(pipes[500:])
-print((pss() - before) // 2000)
+print((size() - before) // 2000)
 """
 
 

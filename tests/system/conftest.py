@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import sysupd
+from tests.e2e.conftest import runtime, sysupd
 from tests.lab import Container, Unavailable, boot
 from tests.lab.rootfs import PROVIDES
 from tests.system.services import HOME, USER, App
 
-__all__ = ["sysupd"]
+__all__ = ["runtime", "sysupd"]
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,6 +6,7 @@ import itertools
 import subprocess
 from pathlib import Path
 
+from tests.e2e.harness import until
 from tests.lab import Container
 
 NUMBERS = itertools.count(1_000_000)
@@ -32,6 +33,7 @@ class App:
 
     def configure(self, processes: int = 2, more: str = "") -> None:
         """Write its config."""
+        self.processes = processes
         self.machine.write(
             self.file,
             f"[watcher:w]\ncmd = sleep {self.number}\nnumprocesses = {processes}\n{more}\n",
@@ -60,8 +62,14 @@ class App:
         return self.systemctl("show", "--value", f"--property={name}").stdout.strip()
 
     def start(self) -> App:
+        """Returns when its processes are what they are: systemd hears of them a moment before."""
         self.systemctl("start")
+        self.wait_for_processes()
         return self
+
+    def wait_for_processes(self) -> None:
+        """Until there are as many as its config says, or more."""
+        until(lambda: len(self.pids()) >= self.processes, f"{self.name} has its processes")
 
     def pids(self) -> set[int]:
         """Its processes that live, found by what they are."""

@@ -54,7 +54,7 @@ class App:
 
     def wait(self) -> None:
         """Until all have written all, be it that it waits in a pipe."""
-        until(lambda: len(os.listdir(self._done)) == self._processes, "all have written", 30)
+        until(lambda: len(os.listdir(self._done)) == self._processes, "all have written")
 
     def finish(self, daemon: Daemon) -> None:
         """Until all that was written is stored."""

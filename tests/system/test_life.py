@@ -97,6 +97,7 @@ def test_a_restart_begins_anew(machine: Container) -> None:
     before, daemon = app.pids(), app.show("MainPID")
     app.systemctl("restart")
     assert app.show("MainPID") != daemon
+    app.wait_for_processes()
     assert len(app.pids()) == 2
     assert not app.pids() & before
 
@@ -132,10 +133,14 @@ def test_the_target_acts_on_all_apps(machine: Container) -> None:
         app.systemctl("enable")
     try:
         machine.run(["systemctl", "start", "sysup.target"])
+        for app in enabled:
+            app.wait_for_processes()
         assert [len(app.pids()) for app in (*enabled, third)] == [2, 2, 0]
         third.start()
         before = [app.pids() for app in (*enabled, third)]
         machine.run(["systemctl", "restart", "sysup.target"])
+        for app in (*enabled, third):
+            app.wait_for_processes()
         after = [app.pids() for app in (*enabled, third)]
         assert [len(some) for some in after] == [2, 2, 2]
         assert not set().union(*before) & set().union(*after)
@@ -185,7 +190,7 @@ def test_a_user_has_apps(of_user: App) -> None:
     assert app.ctl("status").returncode == 0
     app.configure(processes=1)
     app.systemctl("reload")
-    assert len(app.pids()) == 1
+    until(lambda: len(app.pids()) == 1, "one is left")
     app.systemctl("stop")
     assert app.pids() == set()
     assert app.show("Result") == "success"

@@ -19,7 +19,7 @@ from tests.system.services import App
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 WRITER = "i=0; while [ -e /run/{name}.go ]; do i=$((i+1)); echo line $i; sleep 0.002; done"
-PAUSED = "[Service]\nRestartSec=3s\n"
+PAUSED = "[Service]\nRestartSec=600s\n"
 
 
 def daemon_of(app: App) -> int:
@@ -154,6 +154,7 @@ def test_a_restart_begins_anew(machine: Container) -> None:
     app = App(machine, "anew").start()
     before = app.pids()
     app.systemctl("restart")
+    app.wait_for_processes()
     assert len(app.pids()) == 2
     assert not app.pids() & before
     app.systemctl("stop")

@@ -1,4 +1,8 @@
-"""A daemon that stalls is replaced by systemd in time, and its processes run on."""
+"""A daemon that stalls is replaced by systemd in time, and its processes run on.
+
+How long this machine takes for a restart that is asked for is the measure of what may pass
+beside the watchdog's own time.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from tests.system.services import App
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
-WATCHDOG = 2.0
+WATCHDOG = 3.0
 
 
 def daemon_of(app: App) -> int:
@@ -34,16 +38,21 @@ def test_a_stall_ends_in_a_restart(machine: Container, thread: str, word: str) -
     app = App(machine, f"stall{thread[:3].lower()}")
     app.drop_in(f"[Service]\nWatchdogSec={WATCHDOG:g}\n")
     app.start()
+    began = time.monotonic()
+    app.systemctl("restart")
+    slowness = time.monotonic() - began
+    app.wait_for_processes()
     before, daemon = app.pids(), daemon_of(app)
     assert Path(f"/proc/{daemon}/comm").read_text() == "sysupd\n"
-    tid = threads(daemon)[thread] if thread else daemon
+    tid = until(lambda: threads(daemon).get(thread), "it has its name") if thread else daemon
+    restarts = int(app.show("NRestarts"))
     began = time.monotonic()
     with wedged(tid):
         await_end(tid)
-    until(lambda: app.show("NRestarts") == "1", "systemd starts a new one")
+    until(lambda: int(app.show("NRestarts")) > restarts, "systemd starts a new one")
     until(lambda: app.show("ActiveState") == "active", "it is ready")
     restarted = int(app.show("ExecMainStartTimestampMonotonic")) / 1e6
-    assert 0.0 < restarted - began < WATCHDOG + 1.0
+    assert 0.0 < restarted - began < WATCHDOG + 1.0 + 3 * slowness
     assert "watchdog" in app.machine.journal("-u", app.unit).lower()
     assert word in app.machine.journal("-u", app.unit)
     assert app.pids() == before
