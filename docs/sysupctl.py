@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import click
 
 from sysup.ctl import cli
+from sysup.ctl.logs import Logs
 from sysup.ctl.session import Command, common_options
 
 HEAD = """\
@@ -52,6 +53,16 @@ bytes missed`; so it is where a reader is slower than the writer, for no process
 needs the app's own socket, as no other carries output. Where a watcher has several streams each
 line begins with `NAME.WID stdout | `. Name WID and stream, and a pipe gets its exact bytes.
 
+## Reading the journal
+
+`logs` prints `TIME NAME.WID: TEXT`, or the program and its pid for sysupd and others, and TIME as
+`--since` takes it. On a terminal NAME is red for errors, yellow for warnings, and control
+characters are spelled out; a pipe gets exact bytes. Further lines of one entry are indented in
+both. Without `-n` it is the last 100 entries (also in a pipe: `-n all`), 10 with `-f`, and all if
+`--since` or `--until` is said. It asks no daemon, so that the app may be down; without `-a` it is
+then the one that is configured in `/etc/sysup` or `~/.config/sysup`. The exit code is 0 also if
+there is nothing.
+
 ## Waiting
 
 Commands that change something end when it is done, and say what was: up to 600 seconds, or
@@ -67,7 +78,7 @@ meanwhile, sysupctl notices. `--waiting`, which circusctl needs for it, is taken
 | 2 | wrong usage |
 | 3 | of `status` alone: something that is wanted does not run |
 | 4 | the daemon can't be reached or did not answer in time; of `status`: there is no such watcher |
-| 130 | interrupted by Ctrl-C (`listen` and `tail -f` end with 0) |
+| 130 | interrupted by Ctrl-C (`listen`, `logs -f` and `tail -f` end with 0) |
 
 A watcher that somebody stopped, or that doesn't start by itself, isn't wanted; asked for by name
 it is.
@@ -105,6 +116,9 @@ def _commands() -> Iterator[str]:
 def _leaves(path: str, group: click.Group) -> Iterator[tuple[str, Command]]:
     """The commands in a group and those below it, by what is typed for each."""
     for name, command in group.commands.items():
+        if isinstance(command, Logs):
+            assert isinstance(command.reading, Command)
+            yield path + name, command.reading
         if isinstance(command, click.Group):
             yield from _leaves(f"{path}{name} ", command)
         else:

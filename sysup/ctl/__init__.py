@@ -17,7 +17,7 @@ import click
 
 from sysup import __version__
 from sysup.client import CallError, ConnectionLost
-from sysup.ctl import output, render
+from sysup.ctl import logs, output, render
 from sysup.ctl.report import report
 from sysup.ctl.session import (
     FAILED,
@@ -237,7 +237,7 @@ def _topic(word: str) -> str:
 
 
 cli.add_command(output.tail)
-cli.add_command(output.logs)
+cli.add_command(logs.logs)
 
 
 # ---- what is to be -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""sysupctl's commands about output: `tail`, `logs`.
+"""sysupctl's `tail`: what processes write, byte for byte.
 
 To follow is to subscribe, to wait until the daemon has seen it, and only then to ask for the
 last lines. What comes both ways is told apart by its position in the stream, so every byte is
@@ -20,9 +20,7 @@ from sysup.client import TIMEOUT, CallError, ConnectionLost, TimedOut
 from sysup.ctl import render
 from sysup.ctl.session import (
     Command,
-    Group,
     Session,
-    common_options,
     complete_source,
     complete_watcher,
     session,
@@ -254,37 +252,3 @@ def _tails_after_reconnection(here: Session, asked: Mapping[str, Any]) -> list[d
             click.echo(f"error: {error}", err=True)
             break
     return []
-
-
-# ---- logs --------------------------------------------------------------------------------
-
-
-@click.group(cls=Group, invoke_without_command=True)
-@click.pass_context
-def logs(context: click.Context) -> None:
-    """Care for the files that output goes to."""
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
-
-
-logs.params += common_options()
-
-
-@logs.command()
-@click.argument("name", required=False, shell_complete=complete_watcher)
-def reopen(name: str | None) -> None:
-    """Open files again by their names: those of all watchers, or of one."""
-    reply = session().call("logs", action="reopen", name=name)
-    session().show(reply, _files("reopened", reply))
-
-
-@logs.command()
-@click.argument("name", shell_complete=complete_watcher)
-def rotate(name: str) -> None:
-    """Rotate the files of a watcher now."""
-    reply = session().call("logs", action="rotate", name=name)
-    session().show(reply, _files("rotated", reply))
-
-
-def _files(done: str, reply: Mapping[str, Any]) -> list[str]:
-    return [f"{done} {render.clean(path)}" for path in reply["files"]] or ["there are no files"]

@@ -18,8 +18,6 @@ CONTAINER = [
 ORPHANS = """[watcher:parent]
 cmd = sh -c '(sh -c "exit 3" &); (setsid sleep 1000 &); exec sleep 1000'
 """
-    "[watcher:parent]\ncmd = sh -c '(sh -c \"exit 3\" &); (setsid sleep 1000 &); exec sleep 1000'\n"
-)
 
 Contain = Callable[[str], Daemon]
 

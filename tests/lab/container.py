@@ -70,7 +70,7 @@ class Container:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as root, outside of all units; by default it must succeed."""
         done = subprocess.run(
-            [*PYTHON, str(HERE / "enter.py"), str(self.leader), *command],
+            self._inside(command),
             input=input,
             stdin=None if input is not None else subprocess.DEVNULL,
             capture_output=True,
@@ -82,6 +82,15 @@ class Container:
                 f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}"
             )
         return done
+
+    def popen(self, command: Sequence[str]) -> subprocess.Popen[str]:
+        """Begin a command inside, whose output is a pipe."""
+        return subprocess.Popen(
+            self._inside(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+        )
+
+    def _inside(self, command: Sequence[str]) -> list[str]:
+        return [*PYTHON, str(HERE / "enter.py"), str(self.leader), *command]
 
     def path(self, inside: str) -> Path:
         """Where a file of it is for us; absolute links in its path lead astray."""
