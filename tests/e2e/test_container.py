@@ -63,7 +63,7 @@ def test_a_container_that_was_killed_starts_again(contained: Contain) -> None:
     for _ in range(3):
         daemon = contained("[watcher:web]\ncmd = sleep 1000\nnumprocesses = 3\n")
         pid = first(daemon)
-        assert len(daemon.pids("web")) == 3
+        until(lambda: len(descendants(pid)) == 3, "all run")  # noqa: B023
         os.kill(pid, signal.SIGKILL)
         daemon.process.wait(PATIENCE)
         assert "ending process" not in daemon.log()
