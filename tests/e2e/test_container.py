@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -37,7 +38,7 @@ def first(daemon: Daemon) -> int:
 def zombies(pid: int) -> list[int]:
     found = []
     for child in children(pid):
-        with open(f"/proc/{child}/stat") as stat:
+        with suppress(FileNotFoundError), open(f"/proc/{child}/stat") as stat:
             if stat.read().rpartition(")")[2].split()[0] == "Z":
                 found.append(child)
     return found
