@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 
@@ -14,7 +15,7 @@ from sysup.config import Config, ConfigError
 from sysup.daemon import CONFIG, Daemon
 from sysup.estate import HANDED_OVER, Inheritance, inherited_fds
 from sysup.ledger import Ledger
-from sysup.log import Log
+from sysup.log import Log, tell
 from sysup.protocol import SysupError
 from sysup.source import Files, load
 from sysup.systemd import Notifier, listen_fds
@@ -67,26 +68,24 @@ def main(
             return
     except ConfigError as error:
         for problem in error.problems:
-            click.secho(
-                str(problem), fg="yellow" if problem.level == "warning" else "red", err=True
-            )
+            tell(str(problem), logging.WARNING if problem.level == "warning" else logging.ERROR)
         sys.exit(EX_CONFIG)
     except SysupError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
+        tell(f"error: {error}")
         sys.exit(1)
     if check:
         for problem in loaded.problems:
-            click.secho(str(problem), fg="yellow", err=True)
+            tell(str(problem), logging.WARNING)
         click.echo(f"{file}: ok, {len(loaded.watchers)} watchers")
         return
     options = loaded.daemon
     level = log_level or ("debug" if options.debug else options.loglevel)
     try:
-        own_log = Log(level, log_output or options.logoutput)
+        own_log = Log(level, log_output or options.logoutput, loaded.app)
         pidfile = pidfile or options.pidfile
         sys.exit(asyncio.run(run(loaded, own_log, pidfile, files, inherited, notifier)))
     except SysupError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
+        tell(f"error: {error}")
         sys.exit(1)
 
 

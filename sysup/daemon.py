@@ -24,6 +24,7 @@ from sysup import __version__, config
 from sysup.board import Board
 from sysup.config import Changes, Config, ConfigError, WatcherSpec
 from sysup.control import Control
+from sysup.diary import about
 from sysup.estate import Estate, Inheritance, is_part
 from sysup.herald import Herald
 from sysup.log import Log
@@ -413,7 +414,8 @@ class Daemon:
     def _publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
         level = LEVELS.get(event, logging.INFO)
         if log.isEnabledFor(level):
-            log.log(level, "%s", describe_event(watcher, event, payload))
+            concerns = about(watcher, payload.get("wid"), event)
+            log.log(level, "%s", describe_event(watcher, event, payload), extra=concerns)
         self._control.events.publish(watcher, event, payload)
         self._herald.changed()
 

@@ -2,11 +2,13 @@
 
 Whoever reads our standard error may stop reading: a terminal that is paused, a pipe nobody
 drains. So lines for it go into a pipe of our own that the pump reads, as those of the
-children do, and when that is full lines are lost and counted, rather than time.
+children do, and when that is full lines are lost and counted, rather than time. Where it is the
+journal that reads them it gets entries instead (diary.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import logging.handlers
@@ -17,8 +19,9 @@ from typing import ClassVar
 
 import click
 
+from sysup.diary import Diary, priority
 from sysup.protocol import SysupError
-from sysup.streams import Direct, Pump, open_sink
+from sysup.streams import Direct, Pump, journal, open_sink
 
 STANDARD_ERROR = ("-", "stdout")
 """Circus's words for it, too."""
@@ -80,12 +83,13 @@ class Log:
         level: the least that is logged: debug, info, warning, error, critical.
         output: `-` for standard error, `syslog://HOST:PORT?FACILITY`,
             `syslog:///dev/log?FACILITY`, or a file, which may be rotated.
+        app: whose it is.
 
     Raises SysupError when it can't be opened.
     """
 
-    def __init__(self, level: str, output: str) -> None:
-        self._handler = make_handler(output)
+    def __init__(self, level: str, output: str, app: str) -> None:
+        self._handler = make_handler(output, app)
         self._pipe: Pipe | None = None
         self._is_mute = False
         if type(self._handler) is logging.StreamHandler:
@@ -94,7 +98,10 @@ class Log:
         logging.basicConfig(level=level.upper(), handlers=[self._handler])
 
     def pump(self, pump: Pump) -> None:
-        """Have the lines for standard error written, also those that were logged so far."""
+        """Have the lines for standard error written, also those that were logged so far; from
+        within the running loop."""
+        if isinstance(self._handler, Diary):
+            self._handler.attach(asyncio.get_running_loop())
         if self._pipe is not None:
             sink = open_sink(pump, None, "stderr")
             assert not isinstance(sink, Direct)  # that is a class of the config
@@ -103,6 +110,8 @@ class Log:
 
     def stop_pumping(self) -> None:
         """The pump is about to stop: what is logged from now on is lost if nobody reads it."""
+        if isinstance(self._handler, Diary):
+            self._handler.detach()
         if self._pipe is not None:
             self._handler.setLevel(logging.CRITICAL + 1)
             self._pipe.close()
@@ -119,8 +128,10 @@ class Log:
                 os.write(2, f"{text}\n".encode())
 
 
-def make_handler(output: str) -> logging.Handler:
+def make_handler(output: str, app: str = "") -> logging.Handler:
     """The handler for an output. Raises SysupError when it can't be opened."""
+    if output in STANDARD_ERROR and journal.leads_there(2):
+        return Diary(app)
     if output in STANDARD_ERROR:
         handler: logging.Handler = logging.StreamHandler()
         handler.setFormatter(Formatter(os.isatty(2) and "NO_COLOR" not in os.environ))
@@ -134,6 +145,13 @@ def make_handler(output: str) -> logging.Handler:
         raise SysupError(f"cannot log to {output}: {error.strerror}") from None
     handler.setFormatter(Formatter(False))
     return handler
+
+
+def tell(text: str, level: int = logging.ERROR) -> None:
+    """Say something on standard error before there is a log, or instead of it."""
+    colour = Formatter.COLOURS[logging.getLevelName(level)]
+    is_journal = journal.leads_there(2)
+    click.secho(f"<{priority(level)}>{text}" if is_journal else text, fg=colour, err=True)
 
 
 def syslog_handler(url: str) -> logging.handlers.SysLogHandler:

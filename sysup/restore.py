@@ -15,6 +15,7 @@ from sysup import config
 from sysup.board import Board
 from sysup.body import Inherited
 from sysup.config import Config, WatcherSpec
+from sysup.diary import about
 from sysup.estate import Estate
 from sysup.process import OS
 from sysup.protocol import SysupError
@@ -42,7 +43,7 @@ def restore_watchers(estate: Estate, loaded: Config, board: Board, adopt: Adopt)
         try:
             spec = restored_spec(loaded, str(name), record)
         except SysupError as error:
-            log.error("cannot go on with %s: %s", name, error)
+            log.error("cannot go on with %s: %s", name, error, extra=about(str(name)))
             continue
         watcher = adopt(spec, record["added"])
         watcher.restore(record, places.get(spec.name, ()), bodies.pop(spec.name, ()))

@@ -19,6 +19,7 @@ from typing import Any
 from sysup.board import Board
 from sysup.body import Body, Death, Inherited
 from sysup.config import WatcherSpec
+from sysup.diary import about
 from sysup.generations import Generations
 from sysup.machine import (
     Abandon,
@@ -411,7 +412,9 @@ class Slots:
             try:
                 self._restore_body(inherited)
             except SysupError as error:
-                log.error("cannot go on with process %d: %s", inherited.record["pid"], error)
+                record = inherited.record
+                concerns = about(record["watcher"], record["wid"])
+                log.error("cannot go on with process %d: %s", record["pid"], error, extra=concerns)
         for place in list(self.places.values()):
             self._set_timer(place)
             if place.body is None and place.life.alive:  # it ended, and its descriptors are lost

@@ -18,7 +18,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
     | frozenset({"runtime", "source", "signals", "ledger", "lot"}),
-    frozenset({"endpoints", "events", "taps", "log", "board", "turns"})
+    frozenset({"endpoints", "events", "taps", "diary", "log", "board", "turns"})
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
     | frozenset({"outputs", "commands", "control", "serving", "pulse", "herald"})
     | frozenset({"estate", "restore", "sharing", "upgrade"}),

@@ -19,6 +19,7 @@ UNDER_THE_JOURNAL = [
     'export JOURNAL_STREAM="$(stat -L -c %d:%i /proc/self/fd/2)"; exec "$0" "$@"',
 ]
 """Before a command, has its output go to the journal, and says so as systemd does."""
+EX_CONFIG = 78
 LINES = 20_000
 WRITERS = 5
 LOSS = 2
@@ -330,3 +331,60 @@ def test_a_stream_that_is_not_the_journal_is_stdout(
     daemon = app.run("env", f"JOURNAL_STREAM={stream}")
     assert "out" in daemon.log().splitlines()
     assert list(journald.entries()) == []
+
+
+# ---- what sysupd says ------------------------------------------------------------------------
+
+
+def said(journald: Journald, *matches: str) -> list[dict[str, bytes]]:
+    """Entries of sysupd's own."""
+    journald.sync()
+    return list(journald.entries("SYSLOG_IDENTIFIER=sysupd", *matches))
+
+
+def test_what_sysupd_says_has_fields(sysupd: Start, journald: Journald) -> None:
+    ini = "[watcher:bad]\ncmd = false\n[watcher:web]\ncmd = sleep 1000\n"
+    daemon = sysupd(ini, inside=[*journald.inside, *UNDER_THE_JOURNAL])
+    first = until(lambda: said(journald, "SYSUP_EVENT=flapping"), "it crashed often")[0]
+    assert re.match(rb"bad\.1: flapping, .*, next try in ", first["MESSAGE"])
+    assert first["PRIORITY"] == b"4"
+    assert first["SYSUP_APP"] == b"app"
+    assert (first["SYSUP_WATCHER"], first["SYSUP_WID"]) == (b"bad", b"1")
+    assert first["CODE_FILE"].endswith(b"daemon.py")
+    assert first["_TRANSPORT"] == b"journal"
+    assert daemon.stop() == 0
+    entries = said(journald)
+    assert {entry["_TRANSPORT"] for entry in entries} == {b"journal"}
+    texts = [entry["MESSAGE"] for entry in entries]
+    assert texts.index(b"app: 2 watchers") < texts.index(first["MESSAGE"])
+    assert texts.index(first["MESSAGE"]) < texts.index(b"app: ending")
+    (stop,) = said(journald, "SYSUP_WATCHER=web", "SYSUP_EVENT=stop")
+    assert (stop["MESSAGE"], stop["PRIORITY"]) == (b"web: stop", b"6")
+
+
+def test_a_wrong_config_is_an_error_in_the_journal(sysupd: Start, journald: Journald) -> None:
+    ini = "[sysup]\nno_such_option = 1\n[watcher:web]\ncmd = sleep 1000\n"
+    daemon = sysupd(ini, inside=[*journald.inside, *UNDER_THE_JOURNAL], wait=False)
+    assert daemon.process.wait() == EX_CONFIG
+    (found,) = said(journald)
+    assert found["PRIORITY"] == b"3"
+    assert b"no_such_option" in found["MESSAGE"]
+    assert b"<3>" not in found["MESSAGE"]
+
+
+def test_what_is_said_while_journald_is_away_comes_later(sysupd: Start, journald: Journald) -> None:
+    """And holds nobody up, though its socket's queue is full."""
+    ini = "[watcher:web]\ncmd = sleep 1000\n"
+    daemon = sysupd(ini, inside=[*journald.inside, *UNDER_THE_JOURNAL])
+    journald.stop()
+    changes = 600
+    for number in range(changes):
+        daemon.call("set", name="web", options={"graceful_timeout": number + 1}, waiting=True)
+    journald.start()
+    until(lambda: len(said(journald, "SYSUP_EVENT=updated")) == changes, "all is stored")
+    assert daemon.stop() == 0
+    texts = [entry["MESSAGE"] for entry in said(journald)]
+    assert texts.count(b"web: updated") == changes
+    assert texts.index(b"app: 1 watchers") < texts.index(b"web: updated")
+    assert texts[-1] in (b"web: stop", b"app: ending")
+    assert not [text for text in texts if b"lost" in text]

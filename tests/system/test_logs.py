@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -313,6 +314,32 @@ def test_logs_of_a_unit(machine: Container) -> None:
     assert "t.1: hello" in app.ctl("logs").stdout
     stopped = app.ctl("logs", "--since", "-1h", "--json").stdout.splitlines()
     assert any(json.loads(line)["MESSAGE"].startswith("Stopped ") for line in stopped)
+
+
+@pytest.mark.usefixtures("nothing_is_left")
+def test_what_sysupd_says_of_a_watcher(machine: Container) -> None:
+    """By its fields; also after another program has taken the daemon's place."""
+    app = App(machine, "says")
+    app.configure(more="[watcher:web]\ncmd = sleep 1000\n[watcher:bad]\ncmd = false")
+    app.start()
+    app.ctl("stop", "web")
+    app.ctl("upgrade")
+    app.ctl("start", "web")
+
+    def said(*matches: str) -> list[str]:
+        return machine.journal("-u", app.unit, *matches).splitlines()
+
+    until(lambda: said("SYSUP_WATCHER=bad", "SYSUP_EVENT=flapping"), "it crashed often")
+    assert said("SYSUP_WATCHER=web", "SYSUP_EVENT=stop")[0] == "web: stop"
+    assert said("SYSUP_WATCHER=web", "SYSUP_EVENT=start")[-1] == "web: start"
+    assert any("taken over" in line for line in said("_TRANSPORT=journal"))
+    assert said("SYSLOG_IDENTIFIER=sysupd", "_TRANSPORT=stdout") == []
+    shown = app.ctl("logs", "web").stdout.splitlines()
+    assert re.search(r" sysupd\[\d+\]: web: stop$", "\n".join(shown), re.M)
+    assert all(": bad" not in line for line in shown)
+    status = app.systemctl("status").stdout
+    assert re.search(r" sysupd\[\d+\]: bad\.1: ", status)
+    assert " warning " not in status
 
 
 def test_who_may_not_read_the_journal_is_told_what_to_do(machine: Container) -> None:
