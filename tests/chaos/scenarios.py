@@ -58,11 +58,9 @@ def upgrade(stage: Stage, scale: Scale) -> Outcome:
     for _ in range(scale.upgrades):
         time.sleep(stage.rand.uniform(0, 0.5))
         stage.app.ctl("upgrade")
-    stage.answer()
-    takeovers = stage.answer("upgrade", waiting=True)["takeovers"]
+    takeovers = stage.answer()["takeovers"]
     assert takeovers == scale.upgrades, takeovers
     assert stage.daemon() == daemon
-    stage.answer()
     return end(stage, scale, f"{takeovers} upgrades")
 
 
@@ -151,7 +149,7 @@ def stop(stage: Stage, scale: Scale) -> Outcome:
 
 
 @contextmanager
-def under_kills(stage: Stage, scale: Scale, kills: int) -> Iterator[None]:
+def under_kills(stage: Stage, kills: int) -> Iterator[None]:
     """The daemon is killed meanwhile, so often."""
     failed: list[BaseException] = []
 
@@ -171,26 +169,48 @@ def under_kills(stage: Stage, scale: Scale, kills: int) -> Iterator[None]:
         raise failed[0]
 
 
+def switch_journald(stage: Stage, verb: str, state: str) -> None:
+    """Start it, or stop it, with its sockets.
+
+    A socket that is closed last may have started it once more; then it is told again.
+    """
+    units = [f"systemd-journald{name}" for name in (".socket", "-dev-log.socket", ".service")]
+
+    def is_so() -> bool:
+        stage.machine.run(["systemctl", "reset-failed", *units], check=False)
+        stage.machine.run(["systemctl", "--no-block", verb, *units])
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            found = stage.machine.run(["systemctl", "is-active", *units], check=False).stdout
+            if set(found.split()) == {state}:
+                return True
+        return False
+
+    until(is_so, f"journald is {state}", PATIENCE)
+
+
 def journald(stage: Stage, scale: Scale) -> Outcome:
     """journald is restarted, hangs, and is away with its sockets for a while."""
     begin(stage, scale)
-    systemctl = ("systemctl",)
     away: list[tuple[float, float]] = []
-    sockets = [f"systemd-journald{name}.socket" for name in ("", "-dev-log")]
-    with under_kills(stage, scale, scale.kills // 4):
+
+    def pause(most: float) -> None:
+        time.sleep(stage.rand.uniform(0.1, most))
+
+    with under_kills(stage, scale.kills // 4):
         for _ in range(scale.rounds):
-            stage.machine.run([*systemctl, "restart", "systemd-journald"])
-            time.sleep(stage.rand.uniform(0.1, 0.6))
+            stage.machine.run(["systemctl", "restart", "systemd-journald"])
+            pause(0.6)
             stage.machine.run(["pkill", "-STOP", "-x", "systemd-journal"])
-            time.sleep(stage.rand.uniform(0.2, 1.5))
+            pause(1.5)
             stage.machine.run(["pkill", "-CONT", "-x", "systemd-journal"])
-            time.sleep(stage.rand.uniform(0.1, 0.6))
+            pause(0.6)
             stopped = time.monotonic()
-            stage.machine.run([*systemctl, "stop", *sockets, "systemd-journald.service"])
-            time.sleep(stage.rand.uniform(0.2, 1.5))
+            switch_journald(stage, "stop", "inactive")
+            pause(1.5)
             away.append((stopped, time.monotonic()))
-            stage.machine.run([*systemctl, "start", *sockets, "systemd-journald.service"])
-            time.sleep(stage.rand.uniform(0.1, 0.6))
+            switch_journald(stage, "start", "active")
+            pause(0.6)
     outcome = end(stage, scale, f"journald was restarted, hung and was away {scale.rounds} times")
     return without_queues(outcome, away)
 
@@ -222,7 +242,7 @@ def full(stage: Stage, scale: Scale) -> Outcome:
         "file", scale.children, "halves", pause=scale.pause, to_file=True, more="restart = never"
     )
     stage.start(scale.children)
-    with under_kills(stage, scale, scale.kills // 4):
+    with under_kills(stage, scale.kills // 4):
         for _ in range(scale.rounds):
             time.sleep(stage.rand.uniform(0.2, 1.0))
             stage.machine.run(["sh", "-c", f"cat /dev/zero >{LOGS}/.filler"], check=False)
@@ -245,4 +265,7 @@ SCENARIOS: dict[str, Callable[[Stage, Scale], Outcome]] = {
 def run(name: str, tree: Path, scale: Scale, seed: int) -> Outcome:
     """Run a scenario; what it finds depends on the seed, and on how fast the machine is."""
     with staged(tree, name, random.Random(f"{seed} {name}")) as stage:
-        return SCENARIOS[name](stage, scale)
+        try:
+            return SCENARIOS[name](stage, scale)
+        except AssertionError as error:
+            return Outcome(None, stage.kills, 0, (), (str(error),))

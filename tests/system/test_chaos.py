@@ -1,4 +1,4 @@
-"""A daemon that is killed, upgraded, stopped and hindered, in short: `make chaos` is the long run."""
+"""A daemon that is killed, upgraded, stopped and hindered: `make chaos`, in short."""
 
 from __future__ import annotations
 
