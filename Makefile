@@ -4,18 +4,20 @@
 #     make test PYTHON=/usr/bin/python3     build with that interpreter (after make clean)
 #     make test TESTS='-k pump -x'          arguments for pytest
 #     make bench BENCH='--quick restart'    arguments for the benchmarks (--help tells)
+#     make chaos CHAOS='--seed 7 kill'      arguments for the long test of survival
 
 PYTHON ?=
 CC ?= gcc
 TESTS ?=
 BENCH ?=
+CHAOS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 BUILT := $(VENV)/.built
 READY := $(VENV)/.ready
 NATIVE := $(wildcard _native/*)
-C_CODE := $(wildcard _native/*.c tests/native/*.c tests/bench/*.c)
+C_CODE := $(wildcard _native/*.c tests/native/*.c tests/bench/*.c tests/chaos/*.c)
 
 # The wheel support of setuptools 70.1 spares a dependency on the wheel package.
 BUILD_TOOLS := 'setuptools>=70.1' 'cffi>=1.15.1'
@@ -25,7 +27,7 @@ PRINT_WARNINGS := import runpy; print(runpy.run_path("_native/build.py")["WARNIN
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test check check-format check-lint check-types check-c bench format clean
+.PHONY: help demo test check check-format check-lint check-types check-c bench chaos format clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +35,7 @@ help:
 	@echo 'make test    build, and run all tests'
 	@echo 'make check   formatting, lint, types, compiler warnings'
 	@echo 'make bench   measure, with other supervisors and loggers beside it'
+	@echo 'make chaos   kill, upgrade and stop the daemon under load, for an hour; see what was lost'
 	@echo 'make install build, and install for systemd (packaging/install.mk has its variables)'
 	@echo 'make format  put the Python code in shape'
 	@echo 'make clean   remove all that was built'
@@ -64,6 +67,10 @@ check-c: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m tests.bench $(BENCH)
+
+chaos: $(READY)
+	@.ci/prerequisites --tests $(BIN)/python >/dev/null
+	@$(BIN)/python -m tests.chaos $(CHAOS)
 
 format: $(READY)
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .

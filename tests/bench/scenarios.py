@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench import lifecycle, output
+from tests.bench import lifecycle, output, recovery
 from tests.bench.peers import (
     BACKUPS,
     ROTATE,
@@ -99,5 +99,8 @@ SCENARIOS = {
     "stamped": Scenario("one child, 200 MB, a stamp before each line", output.stamped, STAMPING),
     "rotation": Scenario("one child, 200 MB, rotation at 10 MB", output.rotation, ROTATING),
     "steady": Scenario("100 children x 50 lines a second", output.steady, STEADY),
+    "recovery": Scenario(
+        "1,000 children of two pipes each, and no daemon", recovery.recovery, (Sysup(),)
+    ),
     "memory": Scenario("500 and 1,500 children, two pipes each", output.memory, HOLDING),
 }

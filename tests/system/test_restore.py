@@ -131,6 +131,18 @@ def test_stopped_between_two_daemons(machine: Container) -> None:
     until(lambda: is_empty(app), "the cgroup is empty")
 
 
+def test_the_guard_waits_for_nothing_that_an_app_may_wait_for(app: App) -> None:
+    """While the guard ends it waits for the next daemon, which starts after these."""
+    guard = app.unit.replace("sysup@", "sysup-guard@")
+    units = (app.unit, guard)
+    for_app, for_guard = (
+        app.run("systemctl", "show", "--value", "--property=After", unit).stdout.split()
+        for unit in units
+    )
+    assert "systemd-journald.socket" in for_app
+    assert [unit for unit in for_guard if not unit.strip('"').endswith(".slice")] == []
+
+
 def test_stopped_a_moment_after_a_kill(machine: Container) -> None:
     app = App(machine, "moment")
     for delay in (0.0, 0.02, 0.1, 0.2, 0.3):

@@ -1,0 +1,49 @@
+"""sysup as it is installed, and a machine that has it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.lab import Container, boot
+from tests.lab.rootfs import PROVIDES
+
+ROOT = Path(__file__).parents[2]
+
+
+def install(tree: Path) -> None:
+    """Make the tree that `make install` makes, for the Python of Debian 12."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lacking = [
+        item.replace(" ", "")
+        for item in project["dependencies"]
+        if re.split(r"[^\w-]", item)[0] not in PROVIDES
+    ]
+    done = subprocess.run(
+        [
+            *("make", "--no-print-directory", "--old-file=.venv/.built", "install"),
+            *(f"BIN={Path(sys.executable).parent}", "PYTHON=/usr/bin/python3"),
+            *(f"DESTDIR={tree}", "VENDOR=" + " ".join(f"'{item}'" for item in lacking)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PIP_ONLY_BINARY": ":all:", "PIP_PYTHON_VERSION": "3.11"},
+        umask=0o022,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@contextmanager
+def booted(tree: Path) -> Iterator[Container]:
+    """A machine with systemd and what was installed. Raises Unavailable."""
+    with boot(tree) as machine:
+        machine.run(["sh", "-c", "systemd-sysusers && systemd-tmpfiles --create sysup.conf"])
+        yield machine
