@@ -35,6 +35,7 @@
 enum {
     N_CLASSES = 10, /* blocks of 256 bytes to half a unit */
     WARM_UNITS = 4,
+    PAGE_BYTES = 4096,
     RUN = 0xfe,     /* in the table: the first unit of a block that has whole units ... */
     RUN_ON = 0xff,  /* ... and its others; 0: free; n: blocks of class n - 1 */
 };
@@ -48,7 +49,7 @@ struct head {
     uint64_t layout;
     uint64_t n_units;
     uint64_t serial;
-    uint64_t pattern; /* no text has its bytes: no UTF-8 has 0xf8 to 0xff */
+    unsigned char pattern[PATTERN_BYTES]; /* no text has these bytes: no UTF-8 has 0xf8 to 0xff */
     struct reading reading;
     uint64_t n_changes; /* to be done; 0 while they are being noted */
     struct change {
@@ -370,19 +371,36 @@ struct reading *arena_reading(struct arena *arena)
     return &arena->head->reading;
 }
 
-static unsigned char pattern_byte(const struct head *head, uint64_t at)
+static bool is_pattern(const struct head *head, const char *window, uint64_t at)
 {
-    return (unsigned char)(head->pattern >> at % 8 * 8);
+    return (unsigned char)window[at] == head->pattern[at % PATTERN_BYTES];
 }
 
 void arena_expect(struct arena *arena, const struct reading *reading, char *window)
 {
     struct head *head = arena->head;
-    for (uint64_t at = reading->length - reading->filled; at < reading->length; at++)
-        window[at] = (char)pattern_byte(head, at);
+    uint64_t unfilled = reading->length - reading->filled;
+    for (uint64_t at = unfilled; at < reading->length; at++)
+        window[at] = (char)head->pattern[at % PATTERN_BYTES];
+    /* Where a page is missing, a read of a process that is to die may bring less. */
+    for (uint64_t at = 0; reading->filled && at < unfilled; at += PAGE_BYTES)
+        *(volatile char *)&window[at] = 0;
     head->reading = *reading;
+    if (!reading->filled)
+        head->reading.end = (int64_t)arena_offset(arena, window);
     in_order();
     head->reading.window = arena_offset(arena, window);
+    in_order();
+}
+
+void arena_got(struct arena *arena, size_t length)
+{
+    struct reading *reading = &arena->head->reading;
+    in_order();
+    if (length)
+        reading->end = (int64_t)(reading->window + length);
+    else
+        reading->window = 0;
     in_order();
 }
 
@@ -393,26 +411,14 @@ size_t arena_found(const struct arena *arena)
     if (!reading->window || reading->window > arena->size || reading->length > arena->size - reading->window ||
         reading->filled > reading->length)
         return 0;
-    const unsigned char *window = arena_at(arena, reading->window);
+    uint64_t came = (uint64_t)reading->end - reading->window;
+    if (reading->end)
+        return came <= reading->length ? came : 0;
+    const char *window = arena_at(arena, reading->window);
     uint64_t found = reading->length, least = reading->length - reading->filled;
-    while (found > least && window[found - 1] == pattern_byte(head, found - 1))
+    while (found > least && is_pattern(head, window, found - 1))
         found--;
-    /* Of a pipe that had so many bytes a read takes all. */
-    return found == least && reading->filled ? 0 : least ? reading->length : found;
-}
-
-void arena_got(struct arena *arena, size_t length)
-{
-    struct reading *reading = &arena->head->reading;
-    in_order();
-    if (length == 0) {
-        reading->window = 0;
-    } else if (length < reading->length) {
-        reading->length = length;
-        in_order();
-        reading->filled = 0;
-    }
-    in_order();
+    return least == 0 ? found : found > least ? reading->length : 0;
 }
 
 static uint64_t layout(void)
@@ -470,11 +476,11 @@ static int map(struct arena *arena)
 
 static void begin(struct head *head, size_t n_units)
 {
-    uint64_t chance = 0;
-    if (getrandom(&chance, sizeof chance, GRND_NONBLOCK) < 0)
-        chance = (uint64_t)getpid();
+    if (getrandom(head->pattern, PATTERN_BYTES, GRND_NONBLOCK) < 0)
+        head->pattern[0] = (unsigned char)getpid();
     memset(head->table, RUN_ON, head_units(n_units));
-    head->pattern = chance | UINT64_C(0xf8f8f8f8f8f8f8f8);
+    for (int i = 0; i < PATTERN_BYTES; i++)
+        head->pattern[i] |= 0xf8;
     head->n_units = n_units;
     head->layout = layout();
     in_order();

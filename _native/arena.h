@@ -1,6 +1,7 @@
 /* The memory of all bytes that were read and not yet written; arena.c has the theory. */
 #ifndef SYSUP_ARENA_H
 #define SYSUP_ARENA_H
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -36,14 +37,20 @@ enum block_kind {
 };
 
 /* The read that is under way: a process that dies of SIGKILL does not say whether it was.
- * So the window's last bytes are filled with a pattern, to be found or not. */
+ * It shows in one of three ways. The kernel notes where it ends, as splice(2) does. Or a
+ * pattern is put into the window, to be found or not: at its end, where a read brings all
+ * or nothing; or in all of it, and then the bytes of the pattern that are left at its end
+ * did not come. */
 struct reading {
     uint64_t window; /* offset of the bytes it fills; 0: no read is under way */
     uint64_t stream;
     uint64_t before; /* bytes that the stream had brought */
     uint64_t length;
-    uint64_t filled; /* of the window's bytes, the last: as many as `length` if all are */
+    uint64_t filled; /* of the window's bytes, the last: PATTERN_BYTES, or all; 0: see `end` */
+    int64_t end;     /* offset of where it ended; 0: nobody has said so yet */
 };
+
+enum { PATTERN_BYTES = 16 };
 
 /* `memfd` -1: memory of this process alone. An empty one is made an arena; what another
  * process left in one is taken over; -EPROTO: it is none, or of another version. */
@@ -71,8 +78,9 @@ void arena_commit(struct arena *arena);
 
 /* Of the pump's thread too. */
 struct reading *arena_reading(struct arena *arena);
-/* Open it, and close it: with nothing read, or with less than was expected. */
+/* Open it, after filling the window. */
 void arena_expect(struct arena *arena, const struct reading *reading, char *window);
+/* It brought so much: with nothing it is closed. */
 void arena_got(struct arena *arena, size_t length);
 /* Of a read that a process has died in: the bytes that came. */
 size_t arena_found(const struct arena *arena);
@@ -94,6 +102,14 @@ static inline size_t block_holds(const struct block *block)
 static inline uint64_t block_range(const struct block *block)
 {
     return block->begin < block->end ? block->begin << 32 | block->end : 0;
+}
+
+/* At once: a new block, whose content stays as it is. */
+static inline void block_keep(struct block *block)
+{
+    atomic_signal_fence(memory_order_seq_cst);
+    block->saved = block_range(block);
+    atomic_signal_fence(memory_order_seq_cst);
 }
 
 static inline void block_save(struct arena *arena, struct block *block)

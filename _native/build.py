@@ -29,6 +29,7 @@ SOURCES = (
     "rotate.c",
     "journal.c",
     "queue.c",
+    "send.c",
 )
 WARNINGS = "-std=c17 -D_GNU_SOURCE -Wall -Wextra -Wconversion -Wshadow -Wno-sign-conversion"
 

@@ -30,6 +30,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { POLLED_BYTES = 512 }; /* a pipe that polls writable takes PIPE_BUF, a terminal less */
@@ -108,18 +109,28 @@ static void took(struct sink *sink, size_t n)
     sink_took(sink, n);
 }
 
-/* A process that dies in a write, or just after, does not say how much it wrote. */
-static void settle(struct sink *sink)
+static size_t found_in_file(const struct sink *sink)
 {
-    struct saved_sink *saved = sink->saved;
+    const struct saved_sink *saved = sink->saved;
     size_t length = saved->writing < sink_holds(sink) ? (size_t)saved->writing : sink_holds(sink);
     int fd = length ? open_written(&sink->file, saved) : -1;
     size_t written = fd >= 0 ? written_since(fd, saved->size, sink->batch, length) : 0;
     if (fd >= 0)
         close(fd);
-    if (written)
+    return written;
+}
+
+/* A process that dies in a write, or just after, does not say how much it wrote. */
+static void settle(struct sink *sink)
+{
+    size_t written = 0;
+    if (sink->saved->inode)
+        written = found_in_file(sink);
+    else if (was_sent(sink, 0))
+        written = sent_length(sink, 0);
+    if (written && written <= sink_holds(sink))
         took(sink, written);
-    saved->writing = 0;
+    sink->saved->writing = 0;
 }
 
 /* Say what will be written, for settle. */
@@ -276,11 +287,23 @@ bool file_is_ours(const struct file *file)
 
 /* ---- writing --------------------------------------------------------------------- */
 
+static ssize_t send_bytes(struct sink *sink, const char *data, size_t length)
+{
+    struct iovec bytes = {(void *)data, length};
+    const struct msghdr message = {.msg_iov = &bytes, .msg_iovlen = 1};
+    int rc = send_noted(sink, sink->file.fd, &message, 1, 0);
+    if (rc < 0) {
+        errno = -rc;
+        return -1;
+    }
+    return (ssize_t)sent_length(sink, 0);
+}
+
 static ssize_t write_some(struct sink *sink, const char *data, size_t length)
 {
     const struct file *file = &sink->file;
     if (file->how == HOW_SEND)
-        return send(file->fd, data, length, MSG_DONTWAIT | MSG_NOSIGNAL);
+        return send_bytes(sink, data, length);
     if (file->how == HOW_POLLED) {
         struct pollfd room = {.fd = file->fd, .events = POLLOUT};
         if (poll(&room, 1, 0) == 0) {

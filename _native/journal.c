@@ -18,7 +18,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -32,7 +31,7 @@
 #include <linux/sockios.h>
 
 enum {
-    ENTRIES = 64,  /* of one sendmmsg */
+    ENTRIES = MESSAGES,
     PARTS = 4,     /* label, priority, line, newline */
     RUNS = 64,     /* of one sendmsg of lines ... */
     RUN_BYTES = 1 << 15, /* ... and their bytes */
@@ -40,8 +39,6 @@ enum {
     LINES_BUFFER = 1 << 20,
     LARGE_BYTES = 1 << 16,
 };
-
-#define UNSENT UINT32_MAX
 
 static const int64_t pause_least = MILLISECOND;
 static const int64_t pause_most = 8 * MILLISECOND;
@@ -238,43 +235,6 @@ static int fill_memfd(int memfd, const struct entry *entry)
     return 0;
 }
 
-static int note_sent(struct sink *sink)
-{
-    if (sink->sent)
-        return 0;
-    uint64_t owner = block_of(sink->saved)->owner;
-    size_t size = ENTRIES * sizeof(struct mmsghdr);
-    struct block *block = arena_take(sink->target.pump->arena, owner, BLOCK_SENT, size);
-    if (!block)
-        return -ENOMEM;
-    block->end = size;
-    block->saved = block_range(block);
-    sink->sent = block;
-    return 0;
-}
-
-/* Send messages, and have the kernel note how much of each is sent where the next process
- * can see it: it writes msg_len in the call, so no signal comes between. */
-static int send_noted(struct sink *sink, const struct msghdr *messages, int n)
-{
-    int rc = note_sent(sink);
-    if (rc < 0)
-        return rc;
-    struct mmsghdr *sent = (struct mmsghdr *)sink->sent->data;
-    for (int i = 0; i < n; i++)
-        sent[i] = (struct mmsghdr){.msg_hdr = messages[i], .msg_len = UNSENT};
-    sink->saved->size = sink->journal.owes_newline;
-    atomic_signal_fence(memory_order_seq_cst);
-    sink->saved->writing = (uint64_t)n;
-    atomic_signal_fence(memory_order_seq_cst);
-    rc = sendmmsg(sink->journal.fd, sent, (unsigned)n, MSG_DONTWAIT | MSG_NOSIGNAL);
-    if (rc < 0) {
-        rc = -errno;
-        sink->saved->writing = 0;
-    }
-    return rc;
-}
-
 static int send_memfd(struct sink *sink, int memfd)
 {
     union {
@@ -287,7 +247,7 @@ static int send_memfd(struct sink *sink, int memfd)
     head->cmsg_type = SCM_RIGHTS;
     head->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(head), &memfd, sizeof memfd);
-    int sent = send_noted(sink, &message, 1);
+    int sent = send_noted(sink, sink->journal.fd, &message, 1, sink->journal.owes_newline);
     return sent < 0 ? sent : 0;
 }
 
@@ -310,7 +270,7 @@ static int send_entries(struct sink *sink, struct entry *entries, int n)
     struct msghdr messages[ENTRIES];
     for (int i = 0; i < n; i++)
         messages[i] = (struct msghdr){.msg_iov = entries[i].parts, .msg_iovlen = (size_t)entries[i].n_parts};
-    int sent = send_noted(sink, messages, n);
+    int sent = send_noted(sink, sink->journal.fd, messages, n, false);
     if (sent >= 0)
         return sent;
     if (sent != -EMSGSIZE && (sent != -ENOBUFS || entry_bytes(entries) < LARGE_BYTES))
@@ -384,34 +344,30 @@ static void read_runs(const struct sink *sink, struct runs *runs)
 /* `n` bytes of the runs were sent. */
 static void took_runs(struct sink *sink, size_t n)
 {
+    struct journal *journal = &sink->journal;
     struct cursor cursor = {0};
-    if (sink->journal.owes_newline && n) {
-        sink->journal.owes_newline = false;
+    if (journal->owes_newline && n) {
+        journal->owes_newline = false;
         n--;
     }
-    bool more = enter_first(sink, &cursor);
-    while (more) {
+    if (!enter_first(sink, &cursor))
+        return;
+    for (bool more = true; more && n;) {
         size_t length = cursor.end - cursor.at;
-        const char *data = sink->batch->data + cursor.at;
-        bool owes = length && data[length - 1] != '\n';
         if (n < length) {
             cursor.at += n;
-            begin_at(sink, &cursor);
-            return;
+            break;
         }
         n -= length;
         cursor.at = cursor.end;
-        if (owes && n == 0) {
-            sink->journal.owes_newline = true;
-            begin_at(sink, &cursor);
-            return;
+        if (length && sink->batch->data[cursor.end - 1] != '\n') {
+            journal->owes_newline = n == 0;
+            n -= n > 0;
         }
-        n -= owes;
-        begin_at(sink, &cursor);
-        if (n == 0)
-            return;
-        more = enter_first(sink, &cursor);
+        if (n)
+            more = enter_record(sink, &cursor, next_record(cursor.end));
     }
+    begin_at(sink, &cursor);
 }
 
 /* Returns the bytes that were sent, or -errno. */
@@ -432,8 +388,8 @@ static ssize_t send_runs(struct sink *sink, struct runs *runs, bool credentials)
         head->cmsg_len = CMSG_LEN(sizeof ucred);
         memcpy(CMSG_DATA(head), &ucred, sizeof ucred);
     }
-    int sent = send_noted(sink, &message, 1);
-    return sent < 0 ? sent : (ssize_t)((struct mmsghdr *)sink->sent->data)->msg_len;
+    int sent = send_noted(sink, sink->journal.fd, &message, 1, sink->journal.owes_newline);
+    return sent < 0 ? sent : (ssize_t)sent_length(sink, 0);
 }
 
 static int flush_lines(struct sink *sink)
@@ -498,15 +454,14 @@ static void journal_close(struct sink *sink)
 /* Another process has died in a send, perhaps: take what it says was sent. */
 static void settle(struct sink *sink)
 {
-    const struct mmsghdr *sent = (const struct mmsghdr *)sink->sent->data;
     struct entry entries[ENTRIES];
     if (sink->journal.header) {
         sink->journal.owes_newline = sink->saved->size;
-        if (sent[0].msg_len != UNSENT)
-            took_runs(sink, sent[0].msg_len);
+        if (was_sent(sink, 0))
+            took_runs(sink, sent_length(sink, 0));
     } else {
         int n = read_entries(sink, entries), taken = 0;
-        while (taken < n && (uint64_t)taken < sink->saved->writing && sent[taken].msg_len != UNSENT)
+        while (taken < n && was_sent(sink, (unsigned)taken))
             taken++;
         if (taken)
             begin_at(sink, &entries[taken - 1].after);
@@ -517,7 +472,7 @@ static void settle(struct sink *sink)
 static int journal_open(struct sink *sink)
 {
     struct journal *journal = &sink->journal;
-    if (sink->saved->writing && sink->batch && sink->sent)
+    if (sink->saved->writing && sink->batch)
         settle(sink);
     bool lines = journal->header != NULL;
     int type = (lines ? SOCK_STREAM : SOCK_DGRAM) | SOCK_CLOEXEC | SOCK_NONBLOCK;

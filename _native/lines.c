@@ -17,14 +17,13 @@
 #include "pump.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 enum {
-    BLIND_BYTES = 4096, /* of one read of what does not say how much it has ... */
-    LAST_BYTES = 64,    /* ... and of a pipe that says it has nothing: its end, mostly */
-    FILLED_BYTES = 8,
+    BLIND_BYTES = 4096, /* of one read of what does not say how much it has */
 };
 
 /* ---- the unfinished line --------------------------------------------------------- */
@@ -60,8 +59,28 @@ size_t lines_held(const struct stream *stream)
 
 /* ---- reading --------------------------------------------------------------------- */
 
-/* What read(2) does, or -errno. Where the arena outlives the process, so that the next one
- * can tell whether the bytes have come: a pipe that has n bytes gives n. */
+/* Moved into the arena's file, which costs twice as much as a read, and the kernel notes
+ * where it ends; -EINVAL: it can't. */
+static ssize_t move_into(struct stream *stream, struct reading *reading, char *window)
+{
+    struct pump *pump = stream->target.pump;
+    arena_expect(pump->arena, reading, window);
+    int64_t *end = &arena_reading(pump->arena)->end;
+    ssize_t n = splice(stream->fd, NULL, pump->memfd, end, reading->length, SPLICE_F_NONBLOCK);
+    return n < 0 ? -errno : n;
+}
+
+static ssize_t read_filled(struct stream *stream, struct reading *reading, char *window)
+{
+    arena_expect(stream->target.pump->arena, reading, window);
+    ssize_t n = read(stream->fd, window, reading->length);
+    return n < 0 ? -errno : n;
+}
+
+/* What read(2) does, or -errno; where the arena outlives the process, so that the next one
+ * can tell how many bytes have come. A pipe that has many bytes gives them all to one read;
+ * where it has few, or its writer has made them packets (pipe(2), O_DIRECT), they are
+ * moved. The rest, like a terminal, is read blindly. */
 static ssize_t read_into(struct stream *stream, char *window, size_t limit)
 {
     struct arena *arena = stream->target.pump->arena;
@@ -69,22 +88,26 @@ static ssize_t read_into(struct stream *stream, char *window, size_t limit)
         ssize_t got = read(stream->fd, window, limit);
         return got < 0 ? -errno : got;
     }
+    struct reading reading = {.stream = stream->target.id, .before = stream_bytes(stream), .length = limit};
     int unread = 0;
-    bool tells = stream->is_pipe && ioctl(stream->fd, FIONREAD, &unread) == 0 && unread > 0;
-    size_t most = tells ? (size_t)unread : stream->is_pipe ? LAST_BYTES : BLIND_BYTES;
-    if (most < limit)
-        limit = most;
-    struct reading reading = {
-        .stream = stream->target.id,
-        .before = stream_bytes(stream),
-        .length = limit,
-        .filled = tells && limit > FILLED_BYTES ? FILLED_BYTES : limit,
-    };
-    arena_expect(arena, &reading, window);
-    ssize_t n = read(stream->fd, window, limit);
-    int error = errno;
+    ssize_t n = -EINVAL;
+    if (stream->is_pipe && ioctl(stream->fd, FIONREAD, &unread) < 0)
+        unread = 0;
+    size_t told = (size_t)unread < limit ? (size_t)unread : limit;
+    if (told > PATTERN_BYTES && !stream->packets) {
+        reading.length = told;
+        reading.filled = PATTERN_BYTES;
+        n = read_filled(stream, &reading, window);
+        stream->packets = n >= 0 && (size_t)n < reading.length;
+    } else if (stream->is_pipe) {
+        n = move_into(stream, &reading, window);
+    }
+    if (n == -EINVAL) {
+        reading.filled = reading.length = limit < BLIND_BYTES ? limit : BLIND_BYTES;
+        n = read_filled(stream, &reading, window);
+    }
     arena_got(arena, n < 0 ? 0 : (size_t)n);
-    return n < 0 ? -error : n;
+    return n;
 }
 
 /* All that has changed, at once; `source` is what was passed on, `spent` the unfinished

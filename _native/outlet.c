@@ -219,7 +219,7 @@ int label_new(const struct outlet *outlet, uint64_t owner, const char *text, str
     if (length)
         memcpy(label->data, text, length);
     block->end = size;
-    block->saved = block_range(block);
+    block_keep(block);
     *ret_label = label;
     return 0;
 }

@@ -24,6 +24,11 @@ enum {
     TURN_EVENTS = 256,
     TIMER_SLACK = 10000, /* ns; the kernel's default, 50 us, is as long as our pauses */
     STOP_GRACE_MS = 500, /* for the thread to end after its time was up */
+#ifdef __SANITIZE_THREAD__
+    PRECISE = 0, /* it would miss that a stream was added while we sleep in a bare call */
+#else
+    PRECISE = 1,
+#endif
 };
 
 int64_t clock_ns(void)
@@ -290,14 +295,6 @@ static void work_agenda(struct pump *pump)
     }
 }
 
-/* The thread sanitizer knows that what was done before epoll_ctl(2) is seen after epoll_wait(2),
- * but does not see a system call that is made by its number. */
-#ifdef __SANITIZE_THREAD__
-#define FINE_WAIT false
-#else
-#define FINE_WAIT true
-#endif
-
 /* Sleep until something happens or is due; epoll_pwait2 has nanoseconds, since 5.11. */
 static int wait_for_events(struct pump *pump, struct epoll_event *events)
 {
@@ -311,7 +308,7 @@ static int wait_for_events(struct pump *pump, struct epoll_event *events)
         wait = 0;
     if (wait > INT_MAX * MILLISECOND)
         wait = INT_MAX * MILLISECOND;
-    if (FINE_WAIT && wait % MILLISECOND && wait < 10 * MILLISECOND) {
+    if (PRECISE && wait % MILLISECOND && wait < 10 * MILLISECOND) {
         struct timespec t = {.tv_nsec = wait};
         long n = syscall(SYS_epoll_pwait2, pump->epoll, events, TURN_EVENTS, &t, NULL, 0);
         if (n >= 0 || errno != ENOSYS)

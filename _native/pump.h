@@ -12,6 +12,7 @@
  *   rotate.c   its backups
  *   journal.c  a destination: systemd's journal
  *   queue.c    a destination: a thread of Python
+ *   send.c     messages to sockets
  *   arena.c    the memory of batches and unfinished lines
  *   restore.c  what another process left in it
  *
@@ -36,6 +37,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 #include <time.h>
 
@@ -103,9 +105,9 @@ struct saved_sink {
     uint64_t open_line;
     uint64_t skip;    /* bytes of the batch's first record that are gone */
     uint64_t writing; /* the write that is under way: its bytes or messages; 0: none */
-    uint64_t size;    /* of the file, before it */
+    uint64_t size;    /* of the file, before it; of messages: their sender's note */
     uint64_t device;
-    uint64_t inode;
+    uint64_t inode;   /* 0: messages */
     uint64_t cut;     /* the last byte that was written did not end a line */
     char key[];
 };
@@ -193,6 +195,7 @@ struct stream {
     struct block *partial; /* the unfinished line */
     struct block *raw;     /* what another process has read and not looked at; or NULL */
     bool is_pipe;
+    bool packets;          /* a read of it brings less than it has */
     struct label *label;
     struct saved_stream *saved;
     uint64_t tap_missed;
@@ -301,7 +304,7 @@ struct sink {
     uint64_t open_line;      /* whose line the batch ends in the midst of: see line_mark */
     uint64_t skip;           /* bytes of its first record that are gone */
     struct saved_sink *saved;
-    struct block *sent;      /* a journal's, of struct mmsghdr: the kernel notes what it took */
+    struct block *sent;      /* of struct mmsghdr, see send.c; NULL: nothing */
     struct stream *resting;
     int64_t rest_until;      /* of these; NEVER: there are none */
     struct stream *parked;
@@ -521,6 +524,14 @@ int file_open(struct sink *sink);
 bool file_is_ours(const struct file *file);
 /* Its directory, to be closed by the caller; or -errno. */
 int file_directory(const struct file *file);
+
+/* send.c */
+enum { MESSAGES = 64 };
+/* How many were sent, or -errno; `note` is kept in saved->size. */
+int send_noted(struct sink *sink, int fd, const struct msghdr *messages, int n, uint64_t note);
+/* Of the newest ones, which another process may have had in hand. */
+bool was_sent(const struct sink *sink, unsigned n);
+size_t sent_length(const struct sink *sink, unsigned n);
 
 /* rotate.c */
 bool rotate_is_due(struct sink *sink);

@@ -34,7 +34,7 @@ static int take_saved(struct sink *sink, struct pump *pump, uint64_t id, const c
     *sink->saved = (struct saved_sink){0};
     memcpy(sink->saved->key, key ? key : "", length + 1);
     block->end = size;
-    block->saved = block_range(block);
+    block_keep(block);
     return 0;
 }
 

@@ -272,7 +272,7 @@ static int take_saved(struct stream *stream, struct pump *pump)
     stream->saved = (struct saved_stream *)block->data;
     *stream->saved = (struct saved_stream){0};
     block->end = sizeof *stream->saved;
-    block->saved = block_range(block);
+    block_keep(block);
     return 0;
 }
 

@@ -4,7 +4,8 @@ Each tests/native/NAME.c is a program of its own: linked with all of _native, ru
 arguments, it exits 0 when all it checks holds. All run under the address and undefined behaviour
 sanitizers; those whose name begins with `stress` use threads and run under the thread sanitizer
 as well. Those whose name begins with `fuzz` draw their input by chance, and here from libFuzzer,
-which looks for what leads to code that was not reached before.
+which looks for what leads to code that was not reached before. crash_calls traces its processes,
+thousands of them, and is run without sanitizers.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LIBRARY = sorted(ROOT.glob("_native/*.c"))
-PROGRAMS = sorted(ROOT.glob("tests/native/*.c"))
+CRASH_CALLS = ROOT / "tests/native/crash_calls.c"
+PROGRAMS = sorted({*ROOT.glob("tests/native/*.c")} - {CRASH_CALLS})
 WARNINGS: str = runpy.run_path(str(ROOT / "_native/build.py"))["WARNINGS"]
 
 SANITIZERS = {
     "address": "-fsanitize=address,undefined -fno-sanitize-recover=all",
     "thread": "-fsanitize=thread",
 }
+NO_SANITIZER = "no"
 OPTIONS = {
     "ASAN_OPTIONS": "detect_stack_use_after_return=1:strict_string_checks=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -38,7 +41,8 @@ OPTIONS = {
 def build(program: Path, sanitizer: str, directory: Path) -> Path:
     """Compile a test program with the library; returns the executable."""
     executable = directory / f"{program.stem}-{sanitizer}"
-    flags = f"{WARNINGS} -Werror -O1 -g -fno-omit-frame-pointer {SANITIZERS[sanitizer]} -pthread"
+    flags = f"{WARNINGS} -Werror -O1 -g -fno-omit-frame-pointer -pthread"
+    flags = f"{flags} {SANITIZERS.get(sanitizer, '')}"
     compiler = os.environ.get("CC", "gcc")
     sources = [str(path) for path in [program, *LIBRARY]]
     done = subprocess.run(
@@ -81,6 +85,18 @@ def test_memory(program: Path, tmp_path: Path) -> None:
 )
 def test_threads(program: Path, tmp_path: Path) -> None:
     run(build(program, "thread", tmp_path), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def crash_calls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(CRASH_CALLS, NO_SANITIZER, tmp_path_factory.mktemp("crash"))
+
+
+@pytest.mark.parametrize(
+    "place", ["common", "rotated", "selected", "entries", "runs", "lent", "terminals"]
+)
+def test_a_kill_at_each_call(place: str, crash_calls: Path, tmp_path: Path) -> None:
+    run(crash_calls, tmp_path, place)
 
 
 FUZZ_SECONDS = 10
