@@ -81,7 +81,7 @@ def test_an_old_generation_keeps_its_options(sysupd: Start) -> None:
     daemon = sysupd("[watcher:web]\ncmd = sleep 1000\nbackoff.delay = 60\n")
     assert "cannot replace web" in daemon.ctl("set", "web", "cmd", "false").stderr
     (old,) = daemon.pids("web")[:1]
-    upgrade(daemon)
+    daemon.upgrade()
     os.kill(old, signal.SIGKILL)
     new = until(
         lambda: [p for p in daemon.pids("web") if command_line(p) == "sleep 1000" and p != old],
