@@ -283,7 +283,7 @@ class Daemon:
     def ctl(self, *args: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run `sysupctl -a APP ARGS`, whatever its exit status."""
         return subprocess.run(
-            [str(PROGRAMS / "sysupctl"), "-a", self.app, *args],
+            [str(PROGRAMS / "sysupctl"), "-a", self.app, f"--timeout={timeout:g}", *args],
             env=self.env,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -55,7 +55,7 @@ class App:
         return self.run("systemctl", scope, verb, self.unit, *args, check=check)
 
     def ctl(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return self.run("sysupctl", "-a", self.name, *args, check=check)
+        return self.run("sysupctl", "-a", self.name, "--timeout=100", *args, check=check)
 
     def show(self, name: str) -> str:
         """A property of its service."""
