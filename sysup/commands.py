@@ -41,6 +41,9 @@ class App(Protocol):
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     async def start_all(self) -> None: ...
     async def stop_all(self) -> None: ...
+    @property
+    def changed_files(self) -> list[str]: ...
+    def plan_reload(self) -> Reply: ...
     def reload_config(self) -> Coroutine[Any, Any, Reply]: ...
     def upgrade(self) -> Coroutine[Any, Any, Reply]: ...
     def quit(self) -> None: ...
@@ -277,6 +280,7 @@ def status(app: App, p: Properties) -> Reply:
     return {
         "statuses": {w.name: w.state for w in watchers},
         "watchers": {w.name: seen(w.describe(), p.role) for w in watchers},
+        "changed_files": app.changed_files,
     }
 
 
@@ -563,9 +567,9 @@ def rm(app: App, p: Properties) -> Later:
 
 
 @command(Role.ADMIN)
-def reloadconfig(app: App, p: Properties) -> Later:
-    """Read the config files again and do what the difference asks for."""
-    return Later(app.reload_config())
+def reloadconfig(app: App, p: Properties) -> Reply | Later:
+    """Read the config files again and do what the difference asks for, or only tell it."""
+    return app.plan_reload() if p.flag("dry_run") else Later(app.reload_config())
 
 
 @command(Role.ADMIN)

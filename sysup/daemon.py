@@ -17,10 +17,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
-from sysup import __version__, config
+from sysup import __version__, config, reload
 from sysup.board import Board
 from sysup.config import Changes, Config, ConfigError, WatcherSpec
 from sysup.control import Control
@@ -65,8 +64,6 @@ REPLY_WITHIN = 0.05
 LAST_LOOK = 0.01
 """Seconds between two looks whether killed processes are gone."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-LIVE_OPTIONS = frozenset({"check_delay", "warmup_delay", "include", "include_dir"})
-"""Options of the daemon itself that a reload of the config takes over."""
 LEVELS = {
     "spawn": logging.DEBUG,
     "ready": logging.DEBUG,
@@ -149,10 +146,10 @@ class Daemon:
             self._given.get(CONTROL_SOCKET, ()),
             lambda: self._quitting,
         )
-        self._board = Board(loop, self._os, self._pump, self._publish, random.random)
+        self._board = Board(loop, self._os, self._pump, self.publish, random.random)
         self._board.on_give_up = self._give_up
         sockets = {name: fds for name, fds in self._given.items() if name != CONTROL_SOCKET}
-        self._sharing = Sharing(self._board, self._estate, self._serving, Sockets(sockets))
+        self.sharing = Sharing(self._board, self._estate, self._serving, Sockets(sockets))
         self._set()
 
     def _take_pump(self) -> Pump:
@@ -209,15 +206,15 @@ class Daemon:
         self._estate.begin()
         self._estate.ledger.put(CONFIG, self._files.seen)
         self._estate.ledger.put(NOFILE, self._nofile)
-        self._sharing.begin(self.config.sockets)
+        self.sharing.begin(self.config.sockets)
         for spec in self.config.watchers.values():
-            self._adopt(spec).save()
+            self.adopt(spec).save()
         self._estate.begun()
 
     def _restore(self) -> None:
         """Go on where the daemon before was: its processes run on."""
-        self._sharing.begin(self.config.sockets)
-        restore_watchers(self._estate, self.config, self._board, self._adopt)
+        self.sharing.begin(self.config.sockets)
+        restore_watchers(self._estate, self.config, self._board, self.adopt)
         self._estate.settle()
         self._estate.ledger.put(TAKEOVERS, self.takeovers + 1)
         kept = len(self._board.bodies)
@@ -332,7 +329,7 @@ class Daemon:
         if lost := self._pump.stop(FLUSH):
             self._log.last_words(f"{lost} bytes of output could not be written, and are lost")
         self._control.close()
-        self._sharing.sockets.close()
+        self.sharing.sockets.close()
         self._estate.end()
         self._lock.close()
         # From here signals have nothing to end, and nobody to tell.
@@ -394,24 +391,10 @@ class Daemon:
             self._board.wake(watcher)
         self._ticking = self.loop.call_later(delay, self._tick)
 
-    def _tell_changes(self, changes: Changes) -> None:
-        parts = [
-            f"{word} {', '.join(names)}"
-            for word, names in (
-                ("added", changes.added),
-                ("removed", changes.removed),
-                ("changed", tuple(changes.changed)),
-            )
-            if names
-        ]
-        log.info("config reloaded: %s", "; ".join(parts) or "nothing differs")
-        if changes.daemon - LIVE_OPTIONS:
-            later = ", ".join(sorted(changes.daemon - LIVE_OPTIONS))
-            log.warning("changed, but taken over only by a restart of sysupd: %s", later)
-
     # ---- what the commands need ----------------------------------------------------------
 
-    def _publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
+    def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
+        """Tell the log, the subscribers and systemd what happens to a watcher."""
         level = LEVELS.get(event, logging.INFO)
         if log.isEnabledFor(level):
             concerns = about(watcher, payload.get("wid"), event)
@@ -419,7 +402,8 @@ class Daemon:
         self._control.events.publish(watcher, event, payload)
         self._herald.changed()
 
-    def _adopt(self, spec: WatcherSpec, added: Mapping[str, Any] | None = None) -> Watcher:
+    def adopt(self, spec: WatcherSpec, added: Mapping[str, Any] | None = None) -> Watcher:
+        """Have a watcher."""
         watcher = Watcher(self._board, spec, added)
         self.watchers[spec.name.lower()] = watcher
         return watcher
@@ -432,9 +416,9 @@ class Daemon:
         spec = config.add(name, cmd, args, options, flapping=self.config.flapping)
         if spec.name.lower() in self.watchers:
             raise MessageError(f"program {spec.name} already exists")
-        watcher = self._adopt(spec, {"name": name, "cmd": cmd, "args": args, "options": options})
+        watcher = self.adopt(spec, {"name": name, "cmd": cmd, "args": args, "options": options})
         watcher.save()
-        self._publish(spec.name, "add", {})
+        self.publish(spec.name, "add", {})
         return watcher
 
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None:
@@ -446,7 +430,7 @@ class Daemon:
         if self.watchers.get(watcher.name.lower()) is watcher:  # not removed meanwhile
             watcher.close()
             del self.watchers[watcher.name.lower()]
-            self._publish(watcher.name, "remove", {})
+            self.publish(watcher.name, "remove", {})
 
     async def start_all(self) -> None:
         """Start what is to be started by itself: high priority first."""
@@ -464,6 +448,10 @@ class Daemon:
     def _by_priority(self) -> list[Watcher]:
         return sorted(self.watchers.values(), key=lambda w: (-w.spec.priority, w.name))
 
+    def plan_reload(self) -> Mapping[str, Any]:
+        """What `reload_config` would do. Raises SysupError when the new config is wrong."""
+        return reload.plan(config.diff(self.config, self._read(Files())))
+
     async def reload_config(self) -> Mapping[str, Any]:
         """Read the config again and do exactly what differs.
 
@@ -475,51 +463,30 @@ class Daemon:
                 raise SysupError("cannot reload the config: sysupd is ending")
             with self._herald.reload():
                 changes = await self._reload()
-        self._tell_changes(changes)
-        return {
-            "added": list(changes.added),
-            "removed": list(changes.removed),
-            "changed": {name: sorted(options) for name, options in changes.changed.items()},
-        }
+        reload.tell(changes)
+        return reload.plan(changes)
 
-    async def _reload(self) -> Changes:
+    def _read(self, files: Files) -> Config:
         try:
-            files = Files()
-            new = load(self.config.path, files)
+            return load(self.config.path, files)
         except ConfigError as error:
             raise SysupError(f"cannot reload the config: {error}") from error
+
+    async def _reload(self) -> Changes:
+        files = Files()
+        new = self._read(files)
         changes = config.diff(self.config, new)
-        self.config = new
+        self.config, self._files = new, files
         if "check_delay" in changes.daemon:
             self._tick()
-        await self._follow(changes, new)
+        await reload.follow(self, changes, new)
         self._estate.ledger.put(CONFIG, files.seen)
         return changes
 
-    async def _follow(self, changes: Changes, new: Config) -> None:
-        """Make the watchers and sockets what the new config says."""
-        for name in (*changes.removed, *changes.added):  # by `add` there may be one already
-            if watcher := self.watchers.get(name.lower()):
-                await self.remove(watcher, nostop=False)
-        await self._sharing.change(changes.sockets, new.sockets, self.watchers.values())
-        fresh = [self._adopt(new.watchers[name]) for name in changes.added]
-        for watcher in fresh:
-            watcher.save()
-            self._publish(watcher.name, "add", {})
-        failed, kept = [], {}
-        for name, options in changes.changed.items():
-            if watcher := self.watchers.get(name.lower()):
-                try:
-                    watcher.apply(new.watchers[name], {config.impact(o) for o in options}, {})
-                except SysupError as error:
-                    failed.append(f"{name} keeps its options: {error}")
-                    kept[name] = watcher.spec
-        # What differs from the file is tried again by the next reload.
-        self.config = replace(new, watchers={**new.watchers, **kept})
-        starts = [w.start() for w in fresh if w.spec.autostart]
-        await asyncio.gather(*starts, return_exceptions=True)
-        if failed:
-            raise SysupError(f"cannot take all of the config over: {'; '.join(failed)}")
+    @property
+    def changed_files(self) -> list[str]:
+        """Files of the config that are not what was read any more."""
+        return self._files.changed()
 
     def options(self) -> Mapping[str, Any]:
         """Circus's five global options, and where this daemon is."""
@@ -534,7 +501,7 @@ class Daemon:
 
     def sockets(self) -> list[Mapping[str, Any]]:
         """The listening sockets, by descriptor."""
-        return self._sharing.sockets.describe()
+        return self.sharing.sockets.describe()
 
     def own_stats(self) -> Any:
         """Figures of the daemon itself."""

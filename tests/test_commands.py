@@ -9,7 +9,7 @@ import select
 import signal
 import warnings
 from collections.abc import Coroutine, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -68,6 +68,11 @@ class FakeApp:
 
     async def _reload(self) -> Mapping[str, Any]:
         return {"added": ["x"]}
+
+    changed_files: ClassVar[list[str]] = ["/etc/app.ini"]
+
+    def plan_reload(self) -> Mapping[str, Any]:
+        return {"removed": ["x"]}
 
     def reload_config(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
         return self._reload()
@@ -523,6 +528,7 @@ def test_add_and_remove(app: FakeApp) -> None:
 
 def test_the_daemon(app: FakeApp) -> None:
     assert app.ask("reloadconfig") == {"added": ["x"]}
+    assert app.ask("reloadconfig", dry_run=True) == {"removed": ["x"]}
     assert app.ask("upgrade") == {"from": "1", "to": "2"}
     result = run(app, Request("quit", {}), ADMIN)
     assert app.asked == ["quit"], "at once, though nobody waits"

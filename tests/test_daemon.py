@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import grp
+import json
 import logging
 import os
 import signal
@@ -91,7 +92,9 @@ class Host:
     def make(self, text: str) -> Daemon:
         self.file.write_text(text)
         log: Any = self.log
-        self.daemons.append(Daemon(load(str(self.file)), self.world.loop, log))
+        files = Files()
+        loaded = load(str(self.file), files)
+        self.daemons.append(Daemon(loaded, self.world.loop, log, files))
         return self.daemons[-1]
 
     def run(self, text: str) -> tuple[Daemon, asyncio.Task[int]]:
@@ -346,8 +349,19 @@ def test_a_reload_does_what_differs(host: Host, caplog: pytest.LogCaptureFixture
         + WEB
         + "priority = 7\n[watcher:new]\ncmd = new\n[watcher:same]\ncmd = same\n"
     )
-    reply = host.world.run(_reply(daemon))
-    assert reply == {"added": ["new"], "removed": ["old"], "changed": {"web": ["priority"]}}
+    plan = daemon.plan_reload()
+    assert plan == {
+        "added": ["new"],
+        "removed": ["old"],
+        "changed": {"web": ["priority"]},
+        "impacts": {"web": {"priority": "live"}},
+        "sockets": {"added": [], "removed": [], "changed": []},
+        "sysup": {"now": [], "restart": ["pidfile"]},
+    }
+    assert {*daemon.watchers} == {"web", "old", "same"}, "only told"
+    assert daemon.changed_files == [str(host.file)]
+    assert host.world.run(_reply(daemon)) == plan
+    assert daemon.changed_files == []
     assert {*daemon.watchers} == {"web", "new", "same"}
     assert daemon.watchers["web"].spec.priority == 7
     assert daemon.watchers["new"].want is Want.UP
@@ -367,7 +381,10 @@ def test_a_wrong_config_changes_nothing(host: Host) -> None:
     host.file.write_text("[watcher:other]\nnonsense = 1\n")
     with pytest.raises(SysupError, match="cannot reload the config"):
         host.world.run(_reply(daemon))
+    with pytest.raises(SysupError, match="cannot reload the config"):
+        daemon.plan_reload()
     assert daemon.config is before
+    assert daemon.changed_files == [str(host.file)]
     assert [*daemon.watchers] == ["web"]
     finish(host, daemon, run)
 
@@ -466,6 +483,28 @@ def test_the_lock_names_who_holds_it(tmp_path: Path) -> None:
             take_lock(str(tmp_path), "app")
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
     take_lock(str(tmp_path), "app").close()
+
+
+def test_files_that_change(tmp_path: Path) -> None:
+    (tmp_path / "a.ini").write_text("x")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "b.ini").write_text("x")
+    files = Files()
+    files.read(str(tmp_path / "a.ini"))
+    assert files.glob(f"{tmp_path}/d/*.ini") == [f"{tmp_path}/d/b.ini"]
+    successor = Files(json.loads(json.dumps(files.seen)))
+    assert successor.changed() == []
+    (tmp_path / "d" / "c.ini").write_text("x")
+    (tmp_path / "d" / "b.ini").unlink()
+    assert successor.changed() == [f"{tmp_path}/d/b.ini", f"{tmp_path}/d/c.ini"]
+    os.utime(tmp_path / "a.ini", ns=(0, 0))
+    assert files.changed() == [
+        f"{tmp_path}/a.ini",
+        f"{tmp_path}/d/b.ini",
+        f"{tmp_path}/d/c.ini",
+    ]
+    (tmp_path / "a.ini").unlink()
+    assert f"{tmp_path}/a.ini" in successor.changed()
 
 
 def test_files(tmp_path: Path) -> None:

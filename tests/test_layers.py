@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"endpoints", "events", "taps", "diary", "log", "board", "turns"})
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
     | frozenset({"outputs", "commands", "control", "serving", "pulse", "herald"})
-    | frozenset({"estate", "restore", "sharing", "upgrade"}),
+    | frozenset({"estate", "restore", "sharing", "reload", "upgrade"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )

@@ -104,6 +104,8 @@ def status(name: str | None, processes: bool) -> int:
     watchers = reply.get("watchers")
     if watchers is not None:
         here.show(reply, render.status(watchers, processes or name is not None))
+        if changed := reply.get("changed_files"):
+            click.echo(f"hint: {render.changed_files(changed)}", err=True)
         well = all(_is_well(watcher, named=name is not None) for watcher in watchers.values())
     else:  # a daemon of Circus
         states = {name: reply["status"]} if name else reply["statuses"]
@@ -493,11 +495,13 @@ def rm(name: str, nostop: bool, wait: bool) -> int:
 
 
 @cli.command()
+@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @wait_option
-def reloadconfig(wait: bool) -> None:
+def reloadconfig(dry_run: bool, wait: bool) -> None:
     """Read the config files again, and do what differs."""
-    reply = session().call("reloadconfig", waiting=wait or None)
-    session().show(reply, render.changes(reply))
+    told = {"dry_run": True} if dry_run else {"waiting": wait or None}
+    reply = session().call("reloadconfig", **told)
+    session().show(reply, render.changes(reply) if "added" in reply else "ok")
 
 
 @cli.command()

@@ -246,10 +246,39 @@ def impacts(found: Mapping[str, str]) -> list[str]:
     ]
 
 
+WHAT_FOLLOWS = {
+    "live": "used when it is next needed",
+    "scale": "processes are started or stopped",
+    "limits": "limits are set on what runs",
+    "reload": "processes are replaced, gracefully",
+}
+"""From an option's change, the weakest first."""
+
+
 def changes(reply: Mapping[str, Any]) -> list[str]:
-    """What a reload of the config changed, as far as the reply tells."""
-    told = {key: value for key, value in reply.items() if value and key not in ENVELOPE}
-    return [f"{clean(key)}: {_listed(value)}" for key, value in told.items()] or ["ok"]
+    """What a reload of the config does, a line each: how, what, and what follows."""
+    impacts: Mapping[str, Mapping[str, str]] = reply.get("impacts", {})
+    rows = [("add", clean(name), "started if it starts by itself") for name in reply["added"]]
+    rows += [("remove", clean(name), "its processes are stopped") for name in reply["removed"]]
+    for name, options in reply["changed"].items():
+        found = impacts.get(name, {}).values()
+        worst = max(found, key=[*WHAT_FOLLOWS].index, default="live")
+        rows.append((worst, f"{clean(name)}: {_listed(options)}", WHAT_FOLLOWS[worst]))
+    for how, names in reply.get("sockets", {}).items():
+        follows = "bound" if how == "added" else "watchers that use it are restarted"
+        rows += [("socket", f"{clean(name)} {how}", follows) for name in names]
+    for when, names in reply.get("sysup", {}).items():
+        follows = "holds from now on" if when == "now" else "holds after a restart of sysupd"
+        rows += [("sysup", clean(name), follows) for name in names]
+    return table(("", "", ""), rows)[1:] or ["nothing differs"]
+
+
+def changed_files(paths: Sequence[str]) -> str:
+    """That the config is not what runs any more."""
+    return (
+        f"{', '.join(map(clean, paths))} changed: `sysupctl reloadconfig --dry-run` tells what a "
+        "reload would do"
+    )
 
 
 def _listed(value: object) -> str:

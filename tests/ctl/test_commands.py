@@ -212,7 +212,37 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "reloadconfig",
         WAIT,
         {"added": ["a", "b"], "removed": [], "changed": {"web": ["cmd", "uid"]}},
-        "added: a, b\nchanged: web (cmd, uid)\n",
+        "add   a              started if it starts by itself\n"
+        "add   b              started if it starts by itself\n"
+        "live  web: cmd, uid  used when it is next needed\n",
+    ),
+    (
+        "reloadconfig --dry-run",
+        {"dry_run": True},
+        {
+            "added": [],
+            "removed": ["old"],
+            "changed": {"web": ["cmd", "priority"], "job": ["numprocesses"]},
+            "impacts": {
+                "web": {"cmd": "reload", "priority": "live"},
+                "job": {"numprocesses": "scale"},
+            },
+            "sockets": {"added": ["b"], "removed": [], "changed": ["a"]},
+            "sysup": {"now": ["check_delay"], "restart": ["pidfile"]},
+        },
+        "remove  old                 its processes are stopped\n"
+        "reload  web: cmd, priority  processes are replaced, gracefully\n"
+        "scale   job: numprocesses   processes are started or stopped\n"
+        "socket  b added             bound\n"
+        "socket  a changed           watchers that use it are restarted\n"
+        "sysup   check_delay         holds from now on\n"
+        "sysup   pidfile             holds after a restart of sysupd\n",
+    ),
+    (
+        "reloadconfig --dry-run",
+        {"dry_run": True},
+        {"added": [], "removed": [], "changed": {}},
+        "nothing differs\n",
     ),
     ("quit", WAIT, {}, "stopped\n"),
     ("quit --no-wait", {}, {}, "ok\n"),
