@@ -44,6 +44,8 @@ class App(Protocol):
     @property
     def changed_files(self) -> list[str]: ...
     def plan_reload(self) -> Reply: ...
+    def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str: ...
+    def differences(self) -> Reply: ...
     def reload_config(self) -> Coroutine[Any, Any, Reply]: ...
     def upgrade(self) -> Coroutine[Any, Any, Reply]: ...
     def quit(self) -> None: ...
@@ -353,6 +355,16 @@ def visible(options: dict[str, Any], role: Role) -> dict[str, Any]:
 
 
 @command(Role.READ)
+def diff(app: App, p: Properties) -> Reply:
+    """How what runs differs from the config."""
+    told = app.differences()
+    for options in told["changed"].values():
+        for which, value in options.get("env", {}).items():
+            options["env"][which] = visible({"env": value}, p.role)["env"]
+    return told
+
+
+@command(Role.READ)
 def globaloptions(app: App, p: Properties) -> Reply:
     """The daemon's own options."""
     values = app.options()
@@ -482,9 +494,21 @@ def _scale(app: App, p: Properties, sign: int) -> Later:
     watcher = find(app, p.text("name"))
     change = sign * p.integer("nb", 1)
     singleton = {"singleton": True} if watcher.spec.singleton else {}
-    return Later(
-        _then(watcher.scale(change), lambda number: {"numprocesses": number, **singleton}),
-    )
+    saves = to_be_saved(p)
+
+    async def scale() -> Reply:
+        number = await watcher.scale(change)
+        saved = {"saved": app.save(watcher, {"numprocesses": number})} if saves else {}
+        return {"numprocesses": number, **singleton, **saved}
+
+    return Later(scale())
+
+
+def to_be_saved(p: Properties) -> bool:
+    """Whether a change is to outlast the daemon. Raises AccessDenied to who may not have that."""
+    if p.flag("save") and p.role is not Role.ADMIN:
+        raise AccessDenied(f"permission denied: to save needs the role '{Role.ADMIN}'")
+    return p.flag("save")
 
 
 @command(Role.OPERATE)
@@ -546,17 +570,24 @@ def set_(app: App, p: Properties) -> Later:
     """Change options of a watcher."""
     watcher, values = find(app, p.text("name")), p.mapping("options")
     config.with_options(watcher.spec, values)  # what is wrong is told before the reply
-    return Later(_then(watcher.set_options(values), lambda impacts: {"impacts": impacts}))
+    saves = to_be_saved(p)
+
+    async def change() -> Reply:
+        impacts = await watcher.set_options(values)
+        return {"impacts": impacts, **({"saved": app.save(watcher, values)} if saves else {})}
+
+    return Later(change())
 
 
 @command(Role.ADMIN)
 def add(app: App, p: Properties) -> Reply | Later:
     """Make a new watcher."""
-    options = p.mapping("options")
+    options, saves = p.mapping("options"), to_be_saved(p)
     watcher = app.add(p.text("name"), p.text("cmd"), p.anything("args"), options)
+    saved = {"saved": app.save(watcher, {})} if saves else {}
     if p.flag("start"):
-        return Later(_then(watcher.start(), lambda info: info))
-    return {}
+        return Later(_then(watcher.start(), lambda info: {**info, **saved}))
+    return saved
 
 
 @command(Role.ADMIN)

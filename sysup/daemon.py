@@ -105,7 +105,7 @@ class Daemon:
         notifier: Notifier | None = None,
     ) -> None:
         self.config = loaded
-        self._files = files or Files()
+        self.files = files or Files()
         self.loop = loop
         self.watchers: dict[str, Watcher] = {}
         self.exit_status = 0
@@ -204,7 +204,7 @@ class Daemon:
         """Begin with nothing but the config."""
         end_left_behind(self._os, self._estate.left_behind())
         self._estate.begin()
-        self._estate.ledger.put(CONFIG, self._files.seen)
+        self._estate.ledger.put(CONFIG, self.files.seen)
         self._estate.ledger.put(NOFILE, self._nofile)
         self.sharing.begin(self.config.sockets)
         for spec in self.config.watchers.values():
@@ -476,17 +476,27 @@ class Daemon:
         files = Files()
         new = self._read(files)
         changes = config.diff(self.config, new)
-        self.config, self._files = new, files
+        self.config, self.files = new, files
         if "check_delay" in changes.daemon:
             self._tick()
         await reload.follow(self, changes, new)
         self._estate.ledger.put(CONFIG, files.seen)
         return changes
 
+    def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str:
+        """Have options outlast the daemon; returns the file. Raises SysupError."""
+        path = reload.save(self, watcher, options)
+        self._estate.ledger.put(CONFIG, self.files.seen)
+        return path
+
+    def differences(self) -> Mapping[str, Any]:
+        """How what runs differs from the config."""
+        return reload.differences(self)
+
     @property
     def changed_files(self) -> list[str]:
         """Files of the config that are not what was read any more."""
-        return self._files.changed()
+        return self.files.changed()
 
     def options(self) -> Mapping[str, Any]:
         """Circus's five global options, and where this daemon is."""

@@ -1,4 +1,4 @@
-"""What a new config asks of a running app: exactly the difference, told or done."""
+"""The config and what runs: what differs is told or done, and what was set is saved."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sysup import config
-from sysup.config import Changes, Config, Delta, WatcherSpec
+from sysup.config import Changes, Config, ConfigError, Delta, WatcherSpec
 from sysup.protocol import SysupError
 from sysup.sharing import Sharing
+from sysup.source import Amended, Files, load, write
 from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup")
@@ -24,6 +25,7 @@ class App(Protocol):
     """The app, as a reload sees it."""
 
     config: Config
+    files: Files
     watchers: dict[str, Watcher]
     sharing: Sharing
 
@@ -103,3 +105,65 @@ def tell(changes: Changes) -> None:
     log.info("config reloaded: %s", "; ".join(parts) or "nothing differs")
     if later := sorted(changes.daemon - LIVE_OPTIONS):
         log.warning("changed, but taken over only by a restart of sysupd: %s", ", ".join(later))
+
+
+# ---- what was set at run time ----------------------------------------------------------------
+
+
+def save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
+    """Have options of a watcher outlast the daemon; returns the file that says so now.
+
+    A watcher that was added at run time is saved whole. Raises SysupError, with nothing
+    written, where the file would not say what runs.
+    """
+    name, known = watcher.name, app.config.watchers.get(watcher.name)
+    if known is None:
+        options = config.changed(watcher.spec)
+    path = config.saved_path(app.config.path)
+    text = config.amended(_text(path), name, options)
+    try:
+        new = load(app.config.path, Amended(path, text))
+    except ConfigError as error:
+        raise SysupError(f"cannot save: {error}") from None
+    spec = new.watchers[name]
+    wrong = [key for key in options if config.get(spec, key) != config.get(watcher.spec, key)]
+    if wrong:
+        raise SysupError(f"cannot save {', '.join(wrong)}: a file would not say the same")
+    try:
+        write(path, text, like=app.config.path)
+        app.files.note(path)
+    except OSError as error:
+        raise SysupError(f"cannot write {path}: {error.strerror}") from None
+    saved = config.with_options(known, options) if known else spec
+    app.config = replace(app.config, watchers={**app.config.watchers, name: saved})
+    watcher.settle(options)
+    return path
+
+
+def differences(app: App) -> dict[str, Any]:
+    """How what runs differs from the config as it was read, and what of that was saved."""
+    running = {watcher.name: watcher.spec for watcher in app.watchers.values()}
+    known = app.config.watchers
+    changed = {}
+    for name in sorted(running.keys() & known.keys()):
+        if options := config.difference(known[name], running[name]):
+            changed[name] = {
+                option: {"config": config.options(known[name]).get(option), "running": value}
+                for option, value in options.items()
+            }
+    return {
+        "changed": changed,
+        "added": sorted(running.keys() - known.keys()),
+        "removed": sorted(known.keys() - running.keys()),
+        "saved": config.saved_options(_text(config.saved_path(app.config.path))),
+        "changed_files": app.files.changed(),
+    }
+
+
+def _text(path: str) -> str:
+    try:
+        return Files().read(path)
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise SysupError(f"cannot read {path}: {error.strerror}") from None

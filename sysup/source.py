@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fnmatch
 import glob
 import os
 from collections.abc import Mapping
@@ -54,6 +56,59 @@ class Files:
         for pattern, before in self.seen["globs"].items():
             differing |= {*before} ^ {*glob.glob(pattern)}
         return sorted(differing)
+
+    def note(self, path: str) -> None:
+        """Have read a file that we have written, also if it was not there before."""
+        for pattern, found in self.seen["globs"].items():
+            if path in glob.glob(pattern):
+                self.seen["globs"][pattern] = sorted({*found, path})
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            self.seen["stamps"][path] = stamp(os.fstat(file.fileno()))
+            self.seen["texts"][path] = file.read()
+
+
+class Amended(Files):
+    """The file system as it will be when a file has been written."""
+
+    def __init__(self, path: str, text: str) -> None:
+        super().__init__()
+        self._path = path
+        self._text = text
+
+    def read(self, path: str) -> str:
+        """A file's text. Raises OSError."""
+        return self._text if path == self._path else super().read(path)
+
+    def glob(self, pattern: str) -> list[str]:
+        """The paths that match, sorted."""
+        found = {*super().glob(pattern)}
+        directory, name = os.path.split(self._path)
+        if os.path.dirname(pattern) == glob.escape(directory) and fnmatch.fnmatch(
+            name, os.path.basename(pattern)
+        ):
+            found.add(self._path)
+        return sorted(found)
+
+
+def write(path: str, text: str, like: str) -> None:
+    """Write a file whole or not at all, for those who may read `like`; its directory is made.
+
+    Raises OSError.
+    """
+    status = os.stat(like)
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    new = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(fd, status.st_uid, status.st_gid)
+        os.fchmod(fd, status.st_mode & 0o666)
+        file.write(text)
+        file.flush()
+        os.fsync(fd)
+    os.rename(new, path)
 
 
 def stamp(status: os.stat_result) -> list[int]:

@@ -219,6 +219,12 @@ class Watcher:
             self.slots.generations.break_moulds()
         self.board.wake(self)
 
+    def settle(self, options: Mapping[str, Any]) -> None:
+        """Take note that the config says these options now; they are set already."""
+        self.overrides = {key: self.overrides[key] for key in self.overrides.keys() - options}
+        self.added = None
+        self.save()
+
     async def kill(
         self, pid: int | None, signum: int | None, graceful_timeout: float | None
     ) -> None:

@@ -28,6 +28,7 @@ READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN
 
 ROLES = {
     READ: {
+        "diff",
         *("status", "list", "numprocesses", "numwatchers", "options", "get", "globaloptions"),
         *("listsockets", "stats", "dstats", "version", "commands", "listen", "show"),
     },
@@ -47,6 +48,7 @@ class FakeApp:
         self.watchers: dict[str, Watcher] = {}
         self.asked: list[str] = []
         self.takeovers = 2
+        self.saved: list[tuple[str, dict[str, Any]]] = []
 
     def have(self, name: str, **options: Any) -> Watcher:
         self.watchers[name.lower()] = self.world.watcher(name, **options)
@@ -73,6 +75,14 @@ class FakeApp:
 
     def plan_reload(self) -> Mapping[str, Any]:
         return {"removed": ["x"]}
+
+    def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str:
+        self.saved.append((watcher.name, dict(options)))
+        return "/etc/app.d/90-saved.ini"
+
+    def differences(self) -> Mapping[str, Any]:
+        both = {"config": {"A": "secret"}, "running": {"A": "secret2"}}
+        return {"changed": {"web": {"env": both, "cmd": {"config": "a", "running": "b"}}}}
 
     def reload_config(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
         return self._reload()
@@ -515,6 +525,29 @@ def test_set_tells_impacts_and_checks_before_it_answers(app: FakeApp) -> None:
     assert app.ask("set", name="db", options={"priority": 3}) == {"impacts": {"priority": "live"}}
     with pytest.raises(MessageError):
         run(app, Request("set", {"name": "db", "options": {"nope": 1}}), ADMIN)
+
+
+def test_what_is_to_be_saved(app: FakeApp) -> None:
+    path = "/etc/app.d/90-saved.ini"
+    asked: dict[str, Any] = {"options": {"priority": 3}, "save": True}
+    assert app.ask("set", name="db", **asked) == {"impacts": {"priority": "live"}, "saved": path}
+    assert app.ask("incr", name="db", save=True) == {"numprocesses": 2, "saved": path}
+    assert app.ask("add", name="new", cmd="new", save=True) == {"saved": path}
+    assert app.ask("decr", name="db") == {"numprocesses": 1}
+    assert app.saved == [("db", {"priority": 3}), ("db", {"numprocesses": 2}), ("new", {})]
+    with pytest.raises(AccessDenied, match="to save needs the role 'admin'"):
+        app.ask("incr", OPERATE, name="db", save=True)
+    app.world.os.fails["nope"] = "cannot execute nope"
+    with pytest.raises(SysupError, match="cannot execute nope"):
+        app.ask("set", name="db", options={"cmd": "nope"}, save=True)
+    assert len(app.saved) == 3, "what does not work is not kept"
+
+
+@pytest.mark.parametrize(("role", "value"), [(READ, "(hidden)"), (OPERATE, "secret")])
+def test_a_difference_hides_what_its_options_hide(app: FakeApp, role: Role, value: str) -> None:
+    changed = app.ask("diff", role)["changed"]["web"]
+    assert changed["env"]["config"] == {"A": value}
+    assert changed["cmd"] == {"config": "a", "running": "b"}
 
 
 def test_add_and_remove(app: FakeApp) -> None:

@@ -28,7 +28,7 @@ from sysup.machine import Want
 from sysup.protocol import MessageError, SysupError
 from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.serving import BIND_AGAIN
-from sysup.source import Files, load
+from sysup.source import Files, load, write
 from tests.world import World
 
 
@@ -400,6 +400,71 @@ def test_a_limit_that_cannot_be_had_does_not_end_a_reload(host: Host) -> None:
     assert daemon.watchers["z"].spec.priority == 1
     assert daemon.watchers["new"].slots.bodies
     finish(host, daemon, run)
+
+
+# ---- what is saved -----------------------------------------------------------------------
+
+
+def test_what_is_saved_is_of_the_config(host: Host) -> None:
+    daemon, run = host.run(WEB)
+    web = daemon.watchers["web"]
+    host.world.run(web.set_options({"numprocesses": 3, "priority": 2}))
+    host.world.run(daemon.add("job", "job", None, {"env": {"A": "1"}}).start())
+    told = daemon.differences()
+    assert told["changed"] == {
+        "web": {
+            "numprocesses": {"config": 1, "running": 3},
+            "priority": {"config": 0, "running": 2},
+        }
+    }
+    assert (told["added"], told["removed"], told["saved"]) == (["job"], [], {})
+    path = daemon.save(web, {"numprocesses": 3})
+    assert path == str(host.file.with_suffix(".d") / "90-saved.ini")
+    assert daemon.save(daemon.watchers["job"], {}) == path
+    assert web.overrides == {"priority": 2}
+    told = daemon.differences()
+    assert told["changed"] == {"web": {"priority": {"config": 0, "running": 2}}}
+    assert told["added"] == []
+    assert told["saved"] == {"web": ["numprocesses"], "job": ["cmd", "env"]}
+    assert daemon.changed_files == [], "what we wrote is read"
+    assert load(str(host.file)).watchers == {**daemon.config.watchers}
+    assert daemon.plan_reload()["changed"] == {}
+    finish(host, daemon, run)
+
+
+def test_what_can_not_be_saved(host: Host) -> None:
+    daemon, run = host.run(WEB)
+    web = daemon.watchers["web"]
+    host.world.run(web.set_options({"cmd": "web\nx"}))
+    with pytest.raises(SysupError, match="cannot save cmd"):
+        daemon.save(web, {"cmd": "web\nx"})
+    host.world.run(web.set_options({"cmd": "web $(sysup.env.HOME)"}))
+    with pytest.raises(SysupError, match="cannot save cmd: a file would not say the same"):
+        daemon.save(web, {"cmd": "web $(sysup.env.HOME)"})
+    directory = host.file.with_suffix(".d")
+    assert not directory.exists()
+    directory.write_text("")
+    with pytest.raises(SysupError, match=r"cannot read .*90-saved\.ini: Not a dir"):
+        daemon.save(web, {"priority": 0})
+    directory.unlink()
+    host.file.write_text("nonsense")
+    with pytest.raises(SysupError, match="cannot save: .*no section before"):
+        daemon.save(web, {"priority": 0})
+    finish(host, daemon, run)
+
+
+def test_who_may_read_the_config_may_read_what_is_saved(tmp_path: Path) -> None:
+    like, path = tmp_path / "a.ini", tmp_path / "a.d" / "x.ini"
+    like.write_text("")
+    like.chmod(0o640)
+    write(str(path), "one", str(like))
+    (tmp_path / "elsewhere").write_text("two")
+    (tmp_path / "a.d" / "x.ini.new").symlink_to(tmp_path / "elsewhere")
+    write(str(path), "three", str(like))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert path.read_text() == "three"
+    assert (tmp_path / "elsewhere").read_text() == "two"
+    assert os.listdir(tmp_path / "a.d") == ["x.ini"]
 
 
 # ---- where the app lives -----------------------------------------------------------------

@@ -28,6 +28,7 @@ from sysup.config.live import (
 )
 from sysup.config.load import Config, parse
 from sysup.config.rules import named_sockets
+from sysup.config.saved import amended, saved_options, saved_path
 from sysup.config.specs import (
     DaemonSpec,
     FlappingSpec,
@@ -71,6 +72,7 @@ __all__ = [
     "StreamSpec",
     "WatcherSpec",
     "add",
+    "amended",
     "changed",
     "command",
     "diff",
@@ -81,6 +83,8 @@ __all__ = [
     "named_sockets",
     "options",
     "parse",
+    "saved_options",
+    "saved_path",
     "signal_name",
     "signal_number",
     "with_option",

@@ -7,7 +7,6 @@ wait until it is done. `session` has what they share, `render` what they print.
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from contextlib import suppress
@@ -17,7 +16,7 @@ import click
 
 from sysup import __version__
 from sysup.client import CallError, ConnectionLost
-from sysup.ctl import logs, output, render
+from sysup.ctl import logs, options, output, render
 from sysup.ctl.report import report
 from sysup.ctl.session import (
     FAILED,
@@ -26,19 +25,18 @@ from sysup.ctl.session import (
     UNREACHABLE,
     Group,
     common_options,
-    complete_option,
     complete_signal,
     complete_watcher,
+    maybe_name_argument,
+    name_argument,
     run,
     session,
+    wait_option,
 )
-from sysup.ctl.values import converted
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
 
 TAKEN_OVER_WITHIN = 10.0
 """Seconds within which a new daemon has to answer."""
-PASS_ON = {"ignore_unknown_options": True}
-"""Lets negative numbers be arguments."""
 EPILOG = """\b
 Exit codes:
   0  it is done; status: all that is wanted runs
@@ -51,15 +49,6 @@ Without -a or --endpoint it is the endpoint in SYSUPCTL_ENDPOINT or CIRCUSCTL_EN
 only running app in SYSUP_RUNTIME_DIR, or in /run/sysup and the user's own runtime directory.
 """
 
-name_argument = click.argument("name", shell_complete=complete_watcher)
-maybe_name_argument = click.argument("name", required=False, shell_complete=complete_watcher)
-wait_option = click.option(
-    "--wait/--no-wait",
-    "--waiting",
-    "wait",
-    default=True,
-    help="Wait for the outcome (the default), or only for the command to be accepted.",
-)
 match_option = click.option(
     "--match",
     type=click.Choice(["glob", "regex", "simple"]),
@@ -179,31 +168,6 @@ def dstats() -> None:
 
 
 @cli.command()
-@name_argument
-def options(name: str) -> None:
-    """Print all options of a watcher."""
-    reply = session().call("options", name=name)
-    session().show(reply, render.key_values(reply["options"]))
-
-
-@cli.command()
-@name_argument
-@click.argument("keys", metavar="KEY...", nargs=-1, required=True, shell_complete=complete_option)
-def get(name: str, keys: tuple[str, ...]) -> None:
-    """Print some options of a watcher."""
-    reply = session().call("get", name=name, keys=list(keys))
-    session().show(reply, render.key_values(reply["options"]))
-
-
-@cli.command()
-@click.argument("option", required=False)
-def globaloptions(option: str | None) -> None:
-    """Print the daemon's own options."""
-    reply = session().call("globaloptions", option=option)
-    session().show(reply, render.key_values(reply["options"]))
-
-
-@cli.command()
 def listsockets() -> None:
     """Show the listening sockets that watchers are given."""
     reply = session().call("listsockets")
@@ -238,6 +202,8 @@ def _topic(word: str) -> str:
     return f"watcher.{event_name(word)}."
 
 
+for _command in options.COMMANDS:
+    cli.add_command(_command)
 cli.add_command(output.tail)
 cli.add_command(logs.logs)
 
@@ -310,27 +276,30 @@ def reload_(name: str | None, sequential: bool, terminate: bool, wait: bool) -> 
     )
 
 
-def _scale(command: str, name: str, number: int, wait: bool) -> None:
-    reply = session().call(command, name=name, nb=number, waiting=wait or None)
-    session().show(reply, render.scaled(name, reply) if "numprocesses" in reply else "ok")
+def _scale(command: str, name: str, number: int, save: bool, wait: bool) -> None:
+    reply = session().call(command, name=name, nb=number, save=save or None, waiting=wait or None)
+    outcome = render.scaled(name, reply) if "numprocesses" in reply else "ok"
+    session().show(reply, [outcome, *options.saved(reply)])
 
 
 @cli.command()
 @name_argument
 @click.argument("number", metavar="[N]", type=click.IntRange(min=0), default=1)
+@options.save_option
 @wait_option
-def incr(name: str, number: int, wait: bool) -> None:
+def incr(name: str, number: int, save: bool, wait: bool) -> None:
     """Have N more processes (1)."""
-    _scale("incr", name, number, wait)
+    _scale("incr", name, number, save, wait)
 
 
 @cli.command()
 @name_argument
 @click.argument("number", metavar="[N]", type=click.IntRange(min=0), default=1)
+@options.save_option
 @wait_option
-def decr(name: str, number: int, wait: bool) -> None:
+def decr(name: str, number: int, save: bool, wait: bool) -> None:
     """Have N fewer processes (1)."""
-    _scale("decr", name, number, wait)
+    _scale("decr", name, number, save, wait)
 
 
 def _signal(text: str) -> int | str:
@@ -432,59 +401,6 @@ def kill(
     session().show(reply, "ok")
 
 
-@cli.command("set", context_settings=PASS_ON)
-@name_argument
-@click.argument(
-    "pairs",
-    metavar="KEY VALUE [KEY VALUE]...",
-    nargs=-1,
-    required=True,
-    shell_complete=complete_option,
-)
-@wait_option
-def set_(name: str, pairs: tuple[str, ...], wait: bool) -> None:
-    """Change options of a watcher, until the daemon ends.
-
-    Several hooks can be set at once: set web hooks before_start:app.check,after_stop:app.clean
-    """
-    if len(pairs) % 2:
-        raise click.UsageError(f"no value for {pairs[-1]}")
-    present = session().call("options", name=name)["options"]
-    values = converted(zip(pairs[::2], pairs[1::2], strict=True), present)
-    reply = session().call("set", name=name, options=values, waiting=wait or None)
-    session().show(reply, render.impacts(reply.get("impacts", {})))
-
-
-@cli.command(context_settings={"allow_interspersed_args": False})
-@click.option("--start", is_flag=True, help="Start it at once.")
-@click.option("--option", "given", metavar="KEY=VALUE", multiple=True, help="An option of it.")
-@wait_option
-@click.argument("name")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def add(
-    start: bool, given: tuple[str, ...], wait: bool, name: str, command: tuple[str, ...]
-) -> None:
-    """Make a watcher, until the daemon ends. All options stand before NAME.
-
-    COMMAND is the words of the command line, or all of it as one word.
-    """
-    pairs = []
-    for text in given:
-        key, sign, value = text.partition("=")
-        if not sign:
-            raise click.BadParameter(f"{text} is not KEY=VALUE", param_hint="--option")
-        pairs.append((key, value))
-    reply = session().call(
-        "add",
-        name=name,
-        cmd=command[0] if len(command) == 1 else shlex.join(command),
-        options=converted(pairs, {}),
-        start=start,
-        waiting=(start and wait) or None,
-    )
-    session().show(reply, render.outcome(name, reply) if "started" in reply else "ok")
-
-
 @cli.command()
 @name_argument
 @click.option("--nostop", is_flag=True, help="Leave its processes running, and forget them.")
@@ -492,16 +408,6 @@ def add(
 def rm(name: str, nostop: bool, wait: bool) -> int:
     """Stop a watcher and remove it."""
     return _change(name, "removed", "rm", wait, nostop=nostop or None)
-
-
-@cli.command()
-@click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
-@wait_option
-def reloadconfig(dry_run: bool, wait: bool) -> None:
-    """Read the config files again, and do what differs."""
-    told = {"dry_run": True} if dry_run else {"waiting": wait or None}
-    reply = session().call("reloadconfig", **told)
-    session().show(reply, render.changes(reply) if "added" in reply else "ok")
 
 
 @cli.command()

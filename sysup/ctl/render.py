@@ -273,6 +273,24 @@ def changes(reply: Mapping[str, Any]) -> list[str]:
     return table(("", "", ""), rows)[1:] or ["nothing differs"]
 
 
+def differences(reply: Mapping[str, Any]) -> list[str]:
+    """How what runs differs from the config: options, a line each, and watchers."""
+    rows = [
+        (clean(name), clean(option), _listed(both["config"]), _listed(both["running"]))
+        for name, options in reply["changed"].items()
+        for option, both in options.items()
+    ]
+    lines = table(("WATCHER", "OPTION", "CONFIG", "RUNNING"), rows) if rows else []
+    for word in ("added", "removed"):
+        if names := reply[word]:
+            lines.append(f"{word} at run time: {', '.join(map(clean, names))}")
+    if not lines:
+        lines.append("what runs is what the config says")
+    if saved := reply["saved"]:
+        lines.append(f"saved: {_listed(saved)}")
+    return lines
+
+
 def changed_files(paths: Sequence[str]) -> str:
     """That the config is not what runs any more."""
     return (
@@ -287,7 +305,7 @@ def _listed(value: object) -> str:
         return ", ".join(f"{clean(key)} ({_listed(inner)})" for key, inner in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(clean(item) for item in value)
-    return clean(value)
+    return "-" if value is None else clean(value)
 
 
 # ---- figures -----------------------------------------------------------------------------

@@ -243,6 +243,17 @@ def complete_signal(_: click.Context, __: click.Parameter, typed: str) -> list[s
 # ---- the run -----------------------------------------------------------------------------
 
 
+name_argument = click.argument("name", shell_complete=complete_watcher)
+maybe_name_argument = click.argument("name", required=False, shell_complete=complete_watcher)
+wait_option = click.option(
+    "--wait/--no-wait",
+    "--waiting",
+    "wait",
+    default=True,
+    help="Wait for the outcome (the default), or only for the command to be accepted.",
+)
+
+
 def run(program: click.Group, args: list[str] | None) -> int:
     """Run the command in `args` (None: of the process); returns the exit code."""
     here = Session()

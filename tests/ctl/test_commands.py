@@ -244,6 +244,45 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"added": [], "removed": [], "changed": {}},
         "nothing differs\n",
     ),
+    (
+        "incr web --save",
+        {"name": "web", "nb": 1, "save": True, **WAIT},
+        {"numprocesses": 4, "saved": "/x\x1b"},
+        "web: 4 processes\nsaved in /x\\x1b\n",
+    ),
+    (
+        "add --save web sleep 1000",
+        {"name": "web", "cmd": "sleep 1000", "options": {}, "start": False, "save": True},
+        {"saved": "/x"},
+        "ok\nsaved in /x\n",
+    ),
+    (
+        "diff",
+        {},
+        {
+            "changed": {
+                "web": {
+                    "numprocesses": {"config": 1, "running": 3},
+                    "umask": {"config": None, "running": 7},
+                }
+            },
+            "added": ["job"],
+            "removed": ["old"],
+            "saved": {"web": ["numprocesses", "priority"]},
+        },
+        "WATCHER  OPTION        CONFIG  RUNNING\n"
+        "web      numprocesses  1       3\n"
+        "web      umask         -       7\n"
+        "added at run time: job\n"
+        "removed at run time: old\n"
+        "saved: web (numprocesses, priority)\n",
+    ),
+    (
+        "diff",
+        {},
+        {"changed": {}, "added": [], "removed": [], "saved": {}},
+        "what runs is what the config says\n",
+    ),
     ("quit", WAIT, {}, "stopped\n"),
     ("quit --no-wait", {}, {}, "ok\n"),
 ]
@@ -280,6 +319,15 @@ def test_set_sends_values_of_the_types_that_are_there(daemon: CannedDaemon, ctl:
         "options": {"numprocesses": 3, "cmd": "42", "shell": True, "max_retry": -1},
         "waiting": True,
     }
+
+
+def test_set_for_good(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["options"] = {"options": {"umask": None}}
+    daemon.replies["set"] = {"impacts": {}, "saved": "/etc/sysup/app.d/90-saved.ini"}
+    done = ctl("set", "web", "umask", "22", "--save")
+    assert done.out == "ok\nsaved in /etc/sysup/app.d/90-saved.ini\n"
+    daemon.request()
+    assert daemon.request()["properties"]["save"] is True
 
 
 def test_a_start_that_leaves_nothing_running_shows_why(daemon: CannedDaemon, ctl: Run) -> None:

@@ -371,3 +371,32 @@ def test_the_end_takes_the_sockets_with_it(sysupd: Start) -> None:
     assert {"control", "events"} <= set(os.listdir(daemon.runtime))
     assert daemon.stop() == 0
     assert os.listdir(daemon.runtime) == ["lock"]
+
+
+def test_what_is_saved_survives_the_daemon(sysupd: Start, tmp_path: Path) -> None:
+    daemon = sysupd("[watcher:web]\ncmd = sleep 1000\n")
+    done = daemon.ctl("set", "web", "numprocesses", "3", "env", '{"A": "b c"}', "--save")
+    path = tmp_path / "app.d" / "90-saved.ini"
+    assert done.stdout.endswith(f"saved in {path}\n")
+    assert daemon.ctl("add", "--start", "--save", "job", "sleep", "2000").returncode == 0
+    assert daemon.ctl("incr", "job", "--save").returncode == 0
+    daemon.ctl("set", "web", "priority", "5")
+    assert "web  " in daemon.ctl("diff").stdout
+    before = sorted([*daemon.pids("web"), *daemon.pids("job")])
+    daemon.upgrade()
+    assert sorted([*daemon.pids("web"), *daemon.pids("job")]) == before
+    assert daemon.ctl("reloadconfig", "--dry-run").stdout == "nothing differs\n"
+    daemon.stop()
+    daemon = sysupd("[watcher:web]\ncmd = sleep 1000\n")
+    assert (len(daemon.pids("web")), len(daemon.pids("job"))) == (3, 2)
+    env = daemon.call("get", name="web", keys=["env", "priority"])["options"]
+    assert env == {"env": {"A": "b c"}, "priority": 0}
+    path.unlink()
+    assert f"hint: {path} changed" in daemon.ctl("status").stderr
+    done = daemon.ctl("reloadconfig", "--dry-run")
+    assert done.stdout.splitlines()[0].split()[:2] == ["remove", "job"]
+    assert daemon.pids("job"), "only told"
+    daemon.ctl("reloadconfig")
+    assert daemon.call("list")["watchers"] == ["web"]
+    until(lambda: len(daemon.pids("web")) == 1, "the others are stopped")
+    assert daemon.ctl("status").stderr == ""
