@@ -448,7 +448,7 @@ def test_what_can_not_be_saved(host: Host) -> None:
         daemon.save(web, {"priority": 0})
     directory.unlink()
     host.file.write_text("nonsense")
-    with pytest.raises(SysupError, match="cannot save: .*no section before"):
+    with pytest.raises(SysupError, match=r"cannot save: .*no section before"):
         daemon.save(web, {"priority": 0})
     finish(host, daemon, run)
 
