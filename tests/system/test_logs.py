@@ -342,11 +342,22 @@ def test_what_sysupd_says_of_a_watcher(machine: Container) -> None:
     assert " warning " not in status
 
 
-def test_who_may_not_read_the_journal_is_told_what_to_do(machine: Container) -> None:
-    command = ["sysupctl", "-a", "logs", "logs"]
-    done = machine.run([*as_user(), *command], check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot read the journal: permission denied; root may")
+def test_logs_of_a_users_app(machine: Container, of_user: App) -> None:
+    of_user.start()
+    of_user.ctl("stop", "w")
     groups = machine.run(["getent", "group", "systemd-journal"]).stdout.split(":")
-    done = machine.run([*as_user(groups[2]), *command], check=False)
+    command = [*as_user(groups[2]), "sysupctl", "-a", of_user.name, "logs"]
+    until(lambda: "]: w: stop" in machine.run(command).stdout, "sysupd is heard")
+    assert re.search(r" systemd\[\d+\]: Started", machine.run(command).stdout)
+    assert machine.run(["sysupctl", "-a", of_user.name, "logs"]).stdout == ""
+
+
+def test_who_may_not_read_the_journal_is_told_what_to_do(machine: Container) -> None:
+    """Nobody has a journal of his own."""
+    nobody, command = ["setpriv", "--reuid=65534"], ["sysupctl", "-a", "any", "logs"]
+    done = machine.run([*nobody, "--clear-groups", *command], check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: cannot read the journal: permission denied; root may")
+    group = machine.run(["getent", "group", "systemd-journal"]).stdout.split(":")[2]
+    done = machine.run([*nobody, f"--groups={group}", *command], check=False)
     assert (done.returncode, done.stderr) == (0, "")

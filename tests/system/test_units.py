@@ -54,6 +54,7 @@ def test_what_is_installed_cannot_be_written_by_others(installed: Path) -> None:
     for name, path in files(installed).items():
         mode = stat.S_IMODE(path.stat().st_mode)
         is_program = name.startswith("/usr/local/bin/") or name == f"{PRIVATE}/stop-post"
+        is_program |= name.startswith(f"{PRIVATE}/vendor/") and ".so" in path.suffixes
         wanted = 0o755 if is_program else 0o644
         assert mode == wanted, name
 
