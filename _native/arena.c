@@ -16,7 +16,12 @@
  * is written at once or not. What must change together, a batch that grows and the line
  * that it grows by, is first noted in the head, then done; what is found noted is done
  * again. Who takes the arena over believes `saved` of the blocks alone: what was in the
- * making counts for nothing, and its memory is free. */
+ * making counts for nothing, and its memory is free.
+ *
+ * Nor does a process that is killed say whether its last system call was done. So what the
+ * call will do is noted before it, and it shows afterwards whether it did: of a read in
+ * the arena (struct reading), of messages too, where the kernel counts them (send.c), of
+ * a write in the file itself (file.c). Of a write to a pipe or terminal nothing shows. */
 #include "arena.h"
 
 #include <errno.h>

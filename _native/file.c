@@ -53,7 +53,8 @@ static size_t bytes_at(const char *found, size_t n, uint64_t at, const struct bl
     return ends ? same : 0;
 }
 
-/* How much of the batch was written from `size` on. */
+/* How much of the batch was written from `size` on: there, or at the beginning of a later
+ * line, where others write too. */
 static size_t written_since(int fd, uint64_t size, struct block *batch, size_t length)
 {
     size_t room = length + ((size_t)1 << 20), same = 0;
@@ -61,9 +62,12 @@ static size_t written_since(int fd, uint64_t size, struct block *batch, size_t l
     ssize_t n = found ? pread(fd, found, room, (off_t)size) : -1;
     uint64_t end = batch->end;
     batch->end = batch->begin + length;
-    for (size_t at = 0; n > 0 && at < (size_t)n && !same; at++)
-        if (found[at] == batch->data[batch->begin])
-            same = bytes_at(found + at, (size_t)n - at, size + at, batch, at == 0);
+    for (const char *at = found; n > 0 && at && at < found + n && !same;) {
+        size_t left = (size_t)(found + n - at);
+        same = bytes_at(at, left, size + (size_t)(at - found), batch, at == found);
+        at = memchr(at, '\n', left);
+        at = at ? at + 1 : NULL;
+    }
     batch->end = end;
     free(found);
     return same;

@@ -59,8 +59,8 @@ size_t lines_held(const struct stream *stream)
 
 /* ---- reading --------------------------------------------------------------------- */
 
-/* Moved into the arena's file, which costs twice as much as a read, and the kernel notes
- * where it ends; -EINVAL: it can't. */
+/* Moved into the arena's file, which costs twice as much as a read; the kernel notes where
+ * it ends. */
 static ssize_t move_into(struct stream *stream, struct reading *reading, char *window)
 {
     struct pump *pump = stream->target.pump;
@@ -80,7 +80,7 @@ static ssize_t read_filled(struct stream *stream, struct reading *reading, char 
 /* What read(2) does, or -errno; where the arena outlives the process, so that the next one
  * can tell how many bytes have come. A pipe that has many bytes gives them all to one read;
  * where it has few, or its writer has made them packets (pipe(2), O_DIRECT), they are
- * moved. The rest, like a terminal, is read blindly. */
+ * moved. What is no pipe, like a terminal, or can't be moved, is read blindly. */
 static ssize_t read_into(struct stream *stream, char *window, size_t limit)
 {
     struct arena *arena = stream->target.pump->arena;
@@ -90,7 +90,7 @@ static ssize_t read_into(struct stream *stream, char *window, size_t limit)
     }
     struct reading reading = {.stream = stream->target.id, .before = stream_bytes(stream), .length = limit};
     int unread = 0;
-    ssize_t n = -EINVAL;
+    ssize_t n = -ENOTSUP;
     if (stream->is_pipe && ioctl(stream->fd, FIONREAD, &unread) < 0)
         unread = 0;
     size_t told = (size_t)unread < limit ? (size_t)unread : limit;
@@ -102,7 +102,7 @@ static ssize_t read_into(struct stream *stream, char *window, size_t limit)
     } else if (stream->is_pipe) {
         n = move_into(stream, &reading, window);
     }
-    if (n == -EINVAL) {
+    if (n < 0 && n != -EAGAIN && n != -EINTR) {
         reading.filled = reading.length = limit < BLIND_BYTES ? limit : BLIND_BYTES;
         n = read_filled(stream, &reading, window);
     }

@@ -1,6 +1,7 @@
 /* The arena against a model: blocks keep their bytes, are aligned and apart, memory comes
  * back, and whoever has the memfd sees what is pending. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -198,6 +199,60 @@ static void test_no_arena(void)
     close(memfd);
 }
 
+/* What a process that takes the arena over finds of the read that was under way. */
+static size_t found_by_heir(int memfd)
+{
+    struct arena *heir;
+    CHECK(arena_new(memfd, &heir) == 0);
+    size_t found = arena_found(heir);
+    arena_free(heir);
+    return found;
+}
+
+/* Whatever the bytes are, where a read brings all or the kernel says how many; text, where
+ * nobody says it. */
+static void test_reading(void)
+{
+    enum { LENGTH = 5000, FEW = 7 };
+    int memfd = memfd_create("arena", MFD_CLOEXEC), ends[2];
+    struct arena *arena;
+    char pattern[LENGTH];
+    CHECK(memfd >= 0 && pipe2(ends, O_CLOEXEC) == 0 && arena_new(memfd, &arena) == 0);
+    struct block *block = arena_take(arena, 5, PENDING_LINE, LENGTH);
+    block->end = 1;
+    block_keep(block); /* or the heir frees it where no read is under way */
+    struct reading blind = {.stream = 9, .length = LENGTH, .filled = LENGTH};
+    arena_expect(arena, &blind, block->data);
+    memcpy(pattern, block->data, LENGTH);
+    CHECK(found_by_heir(memfd) == 0);
+    memset(block->data, 'x', FEW);
+    CHECK(found_by_heir(memfd) == FEW);
+    arena_got(arena, FEW + 1); /* it said so */
+    CHECK(found_by_heir(memfd) == FEW + 1);
+    arena_got(arena, 0);
+    CHECK(found_by_heir(memfd) == 0);
+
+    struct reading all = {.stream = 9, .length = LENGTH, .filled = PATTERN_BYTES};
+    arena_expect(arena, &all, block->data);
+    memcpy(block->data, pattern, LENGTH - PATTERN_BYTES);
+    CHECK(found_by_heir(memfd) == 0);
+    memcpy(block->data + LENGTH - PATTERN_BYTES, pattern + LENGTH - PATTERN_BYTES, PATTERN_BYTES - 1);
+    block->data[LENGTH - 1] = 'x';
+    CHECK(found_by_heir(memfd) == LENGTH);
+    arena_got(arena, 0);
+
+    struct reading moved = {.stream = 9, .length = LENGTH};
+    arena_expect(arena, &moved, block->data);
+    CHECK(found_by_heir(memfd) == 0);
+    CHECK(write(ends[1], pattern, FEW) == FEW);
+    CHECK(splice(ends[0], NULL, memfd, &arena_reading(arena)->end, LENGTH, SPLICE_F_NONBLOCK) == FEW);
+    CHECK(memcmp(block->data, pattern, FEW) == 0 && found_by_heir(memfd) == FEW);
+    arena_free(arena);
+    close(ends[0]);
+    close(ends[1]);
+    close(memfd);
+}
+
 int main(void)
 {
     test_model(-1);
@@ -206,5 +261,6 @@ int main(void)
     close(memfd);
     test_another_process();
     test_no_arena();
+    test_reading();
     return 0;
 }

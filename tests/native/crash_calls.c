@@ -94,9 +94,8 @@ static void set_scene(struct scene *scene, const struct crash *crash)
         write_all(scene->writers[n], texts[id], cuts[n]);
         expected[id] = 0;
     }
-    char name[64];
     unlink(names[crash->place]);
-    for (int n = 1; snprintf(name, sizeof name, "%s.%d", names[ROTATED], n) > 0 && unlink(name) == 0; n++)
+    for (int n = 1; unlink(backup_name(crash->place, n)) == 0; n++)
         continue;
     collected_texts[crash->place].length = 0;
     collected_texts[crash->place].ends = 0;
@@ -108,6 +107,19 @@ static void write_second_part(struct scene *scene, enum place place)
         unsigned id = place + PLACES * n;
         write_all(scene->writers[n], texts[id] + cuts[n], lengths[id] - cuts[n]);
         close(scene->writers[n]);
+    }
+}
+
+/* Others do so to files that they share with a pump. */
+static void disturb(enum place place)
+{
+    if (place == COMMON) {
+        int fd = open(names[place], O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
+        CHECK(fd >= 0);
+        write_all(fd, "# another's\n", 12);
+        close(fd);
+    } else if (place == SELECTED) {
+        rename(names[place], backup_name(place, 1));
     }
 }
 
@@ -296,6 +308,7 @@ static bool try(const struct crash *crash)
     }
     pid_t pid = start_pump(&scene, crash->place, crash->last, true);
     bool killed = run_and_kill(pid, crash->call, crash->steps);
+    disturb(crash->place);
     if (!crash->last)
         write_second_part(&scene, crash->place);
     if (crash->again)
