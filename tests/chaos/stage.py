@@ -145,7 +145,7 @@ class Stage:
         self.machine.path(f"{DIRECTORY}/count").mkdir(parents=True)
         self.machine.write(f"{DIRECTORY}/go", "1")
         self.write_config()
-        self.app.start()
+        self.app.systemctl("start")
         until(lambda: len(self.written()) >= processes, "all write", PATIENCE)
 
     def written(self) -> dict[str, int]:
