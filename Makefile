@@ -45,7 +45,7 @@ demo: $(READY)
 
 test: $(READY)
 	@.ci/prerequisites --tests $(BIN)/python >/dev/null
-	@$(BIN)/python -m tests.lab.rootfs || echo 'the tests that boot a machine will be skipped' >&2
+	@$(BIN)/python -m tests.lab || echo 'tests that need such a machine will be skipped' >&2
 	@$(BIN)/python -m pytest $(TESTS)
 
 check: check-format check-lint check-types check-c

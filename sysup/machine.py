@@ -611,7 +611,7 @@ def is_commanded(status: int | None, signals: frozenset[int]) -> bool:
 def describe_exit(status: int | None) -> str:
     """An exit status in words."""
     if status is None:
-        return "ended while nobody watched"
+        return "ended, nobody knows how"
     if status >= 0:
         return f"exit code {status}"
     try:

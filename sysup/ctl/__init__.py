@@ -35,7 +35,7 @@ from sysup.ctl.session import (
 )
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
 
-TAKEN_OVER_WITHIN = 10.0
+TAKEN_OVER_WITHIN = 30.0
 """Seconds within which a new daemon has to answer."""
 EPILOG = """\b
 Exit codes:

@@ -23,7 +23,7 @@ PATIENCE = 120.0
 
 
 class Unavailable(Exception):
-    """This machine cannot boot a container; says why."""
+    """This machine cannot have the one to test in; says why."""
 
 
 class Container:
@@ -101,6 +101,19 @@ class Container:
         path = self.path(inside)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    def pids(self, command: str) -> set[int]:
+        """Its processes with that command line, as they are numbered inside."""
+        found = set()
+        for directory in self.path("/proc").iterdir():
+            if directory.name.isdecimal():
+                try:
+                    line = (directory / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                if line.decode() == command:
+                    found.add(int(directory.name))
+        return found
 
     def journal(self, *match: str) -> str:
         """The messages of all entries that match, as journalctl(1) has it: `-u UNIT`, A=B."""

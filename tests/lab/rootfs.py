@@ -12,8 +12,8 @@ import os
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SUITE = "bookworm"
@@ -39,6 +39,7 @@ rm -f etc/resolv.conf var/lib/dbus/machine-id
 for unit in {" ".join(MASKED)}; do ln -sf /dev/null etc/systemd/system/$unit; done
 chroot . useradd --create-home --uid 1000 --shell /bin/sh user
 """
+RECIPE = "\n".join([*SUITES, *PACKAGES, SET_UP])
 PROXIES = re.compile(r'^Acquire::(?:\w+::)?Proxy\b.* "[^"]+";$', re.IGNORECASE)
 APT_TIMES_OUT = "Acquire::http::Timeout 20;"
 APT = Path("/etc/apt")
@@ -53,27 +54,52 @@ def rootfs() -> Path:
 
     Nobody may write to it: containers put an overlay over it.
     """
+    with kept("rootfs", RECIPE, _build) as tree:
+        return tree
+
+
+@contextmanager
+def kept(name: str, recipe: str, build: Callable[[Path], None]) -> Iterator[Path]:
+    """What is made by a recipe and kept, a directory: made when the recipe is another one.
+
+    While the context lasts nobody makes it anew. Raises what `build` does.
+    """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sysup-lab"
-    tree, stamp = cache / "rootfs", cache / "rootfs.stamp"
-    wanted = hashlib.sha256("\n".join([*SUITES, *PACKAGES, SET_UP]).encode()).hexdigest()
+    made, stamp = cache / name, cache / f"{name}.stamp"
+    wanted = hashlib.sha256(recipe.encode()).hexdigest()
+
+    def is_made() -> bool:
+        return stamp.exists() and stamp.read_text() == wanted
+
     cache.mkdir(parents=True, exist_ok=True)
-    with open(cache / "rootfs.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not stamp.exists() or stamp.read_text() != wanted:
-            stamp.unlink(missing_ok=True)
-            shutil.rmtree(tree, ignore_errors=True)
-            _build(tree)
-            stamp.write_text(wanted)
-    return tree
+    with open(cache / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        while not is_made():
+            fcntl.flock(lock, fcntl.LOCK_EX)  # which is not had at once: another may make it
+            if not is_made():
+                stamp.unlink(missing_ok=True)
+                shutil.rmtree(made, ignore_errors=True)
+                build(made)
+                stamp.write_text(wanted)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield made
 
 
 def _build(tree: Path) -> None:
+    mmdebstrap(
+        tree,
+        *("--variant=apt", "--dpkgopt=force-unsafe-io"),
+        *(f"--include={','.join(PACKAGES)}", f"--customize-hook={SET_UP}"),
+    )
+
+
+def mmdebstrap(tree: Path, *options: str) -> None:
+    """Make a tree of the suite's packages. Raises CannotBuild."""
     if shutil.which("mmdebstrap") is None:
         raise CannotBuild("there is no mmdebstrap")
     command = [
-        *("mmdebstrap", "--quiet", "--variant=apt", "--dpkgopt=force-unsafe-io"),
+        *("mmdebstrap", "--quiet", *options),
         *(f"--aptopt={option}" for option in [APT_TIMES_OUT, *_proxies()]),
-        *(f"--include={','.join(PACKAGES)}", f"--customize-hook={SET_UP}"),
         *(SUITE, str(tree), *sorted(sources())),
     ]
     try:
@@ -118,10 +144,3 @@ def _deb822(text: str) -> Iterator[str]:
 def _line(uri: str, suite: str) -> Iterator[str]:
     if suite in SUITES:
         yield f"deb {uri} {suite} main"
-
-
-if __name__ == "__main__":
-    try:
-        rootfs()
-    except CannotBuild as error:
-        sys.exit(f"cannot make a tree to boot: {error}")

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import runtime, sysupd
-from tests.lab import Container, Unavailable
+from tests.lab import Container, Unavailable, Vm
 from tests.system.services import HOME, USER, App
-from tests.system.tree import ROOT, booted, install
+from tests.system.tree import ROOT, booted, install, resumed
 
 __all__ = ["ROOT", "runtime", "sysupd"]
 
@@ -30,6 +30,16 @@ def machine(installed: Path) -> Iterator[Container]:
     with ExitStack() as stack:
         try:
             yield stack.enter_context(booted(installed))
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def vm(installed: Path) -> Iterator[Vm]:
+    """The same on a kernel of its own."""
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(resumed(installed))
         except Unavailable as reason:
             pytest.skip(str(reason))
 

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from tests.e2e.harness import until
-from tests.lab import Container
+from tests.lab import Container, Vm
 
 NUMBERS = itertools.count(1_000_000)
 USER = 1000
@@ -22,7 +22,7 @@ class App:
         user: it is an app of the user, not of the system.
     """
 
-    def __init__(self, machine: Container, name: str, user: bool = False) -> None:
+    def __init__(self, machine: Container | Vm, name: str, user: bool = False) -> None:
         self.machine = machine
         self.name = name
         self.unit = f"sysup@{name}.service"
@@ -73,11 +73,20 @@ class App:
 
     def pids(self) -> set[int]:
         """Its processes that live, found by what they are."""
-        return pids(self.machine, f"sleep {self.number}")
+        return self.machine.pids(f"sleep {self.number}")
+
+    def path(self, inside: str) -> Path:
+        """Where a file of its machine is for us, if that is one into which we can look."""
+        assert isinstance(self.machine, Container)
+        return self.machine.path(inside)
 
     @property
     def cgroup(self) -> Path:
-        return self.machine.path(f"{OWN_CGROUP}/{self.unit}")
+        return self.path(self.cgroup_inside)
+
+    @property
+    def cgroup_inside(self) -> str:
+        return f"{OWN_CGROUP}/{self.unit}"
 
 
 def as_user(*groups: str) -> list[str]:
@@ -87,17 +96,3 @@ def as_user(*groups: str) -> list[str]:
         *([f"--groups={','.join(groups)}"] if groups else ["--clear-groups"]),
         *("env", f"HOME={HOME}", f"XDG_RUNTIME_DIR={RUNTIME}"),
     ]
-
-
-def pids(machine: Container, command: str) -> set[int]:
-    """Processes of the machine, by their command line."""
-    found = set()
-    for directory in machine.path("/proc").iterdir():
-        if directory.name.isdecimal():
-            try:
-                line = (directory / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if line.decode() == command:
-                found.add(int(directory.name))
-    return found

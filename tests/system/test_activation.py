@@ -7,7 +7,6 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -88,7 +87,7 @@ def web(machine: Container) -> Iterator[App]:
 
 def served(app: App) -> int:
     """The pid, in the machine, of who answers a client; who comes is never refused."""
-    path: Path = app.machine.path(f"/run/sysup-web-{app.name}.sock")
+    path = app.path(f"/run/sysup-web-{app.name}.sock")
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE)
         client.connect(str(path))

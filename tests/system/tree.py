@@ -1,4 +1,4 @@
-"""sysup as it is installed, and a machine that has it."""
+"""sysup as it is installed, and machines that have it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.lab import Container, boot
+from tests.lab import Container, Vm, boot, resume
 from tests.lab.rootfs import PROVIDES
 
 ROOT = Path(__file__).parents[2]
+SET_UP = "systemd-sysusers && systemd-tmpfiles --create sysup.conf"
 
 
 def install(tree: Path) -> None:
@@ -45,5 +46,14 @@ def install(tree: Path) -> None:
 def booted(tree: Path) -> Iterator[Container]:
     """A machine with systemd and what was installed. Raises Unavailable."""
     with boot(tree) as machine:
-        machine.run(["sh", "-c", "systemd-sysusers && systemd-tmpfiles --create sysup.conf"])
+        machine.run(["sh", "-c", SET_UP])
+        yield machine
+
+
+@contextmanager
+def resumed(tree: Path) -> Iterator[Vm]:
+    """The same, a virtual one."""
+    with resume() as machine:
+        machine.lay(tree)
+        machine.run(["sh", "-c", f"{SET_UP} && systemctl daemon-reload"])
         yield machine
