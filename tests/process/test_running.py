@@ -74,6 +74,8 @@ def test_the_end_of_another_ones_child(system: OS, end: str, status: int) -> Non
         assert adopted
         assert system.adopt(pid, system.start_time(pid) + 1) is None, "another of that number"
         parent.send_signal(signal.SIGSTOP)
+        # In the midst of waitpid(2) it would still reap before it stops.
+        os.waitid(os.P_PID, parent.pid, os.WSTOPPED)
         parent.stdin.write("\n")
         parent.stdin.flush()
         eventually(lambda: is_zombie(pid))
