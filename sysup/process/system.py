@@ -27,7 +27,9 @@ PIDFD_INFO_EXIT = 1 << 3
 PATIENCE = 1.0
 """Seconds that a parent may take to reap a child of which we want to know how it ended."""
 BORN_WITHIN = 0.02
-"""Seconds to wait for the environment of a process that is in the midst of execve(2)."""
+"""Seconds that a look waits for environments of processes that are in the midst of execve(2)."""
+BIRTH_LOOK = 0.0005
+"""Seconds between two looks at such a one."""
 LAST_KILLS = 20
 """How often the last strangers are killed before the daemon ends without them."""
 LAST_WAIT = 50
@@ -212,13 +214,14 @@ class OS:
         children: dict[int, list[int]] = defaultdict(list)
         roots: list[tuple[int, int]] = []
         me = os.getpid()
+        late = time.monotonic() + BORN_WITHIN
         for pid, ppid, session, zombie in self._scan():
             if zombie:
                 continue
             children[ppid].append(pid)
             owner = session if session in dead else None
             if owner is None and ppid == me and pid not in mains:
-                owner = owners.get(_marker(pid))
+                owner = owners.get(_marker(pid, late))
             if owner is not None:
                 roots.append((pid, owner))
         found: dict[int, set[int]] = {pid: set() for pid in dead}
@@ -350,19 +353,17 @@ def _cannot_signal(target: str, signum: int, error: OSError) -> SysupError:
     return SysupError(f"cannot send {name} to {target}: {error.strerror}")
 
 
-def _marker(pid: int) -> str:
+def _marker(pid: int, late: float) -> str:
     """The value of MARKER in the environment that a process began with; "" without.
 
     In the midst of execve(2) it has neither environment nor command line for a moment, and
-    would escape a look that fell into that: it is looked at again.
+    would escape a look that fell into that: until `late` it is looked at again.
     """
-    late = 0.0
     try:
         while not (environ := _proc(pid, "environ")) and not _proc(pid, "cmdline"):
-            late = late or time.monotonic() + BORN_WITHIN
             if time.monotonic() > late or is_zombie(pid):
                 break
-            os.sched_yield()
+            time.sleep(BIRTH_LOOK)
     except OSError:  # gone, or another user's and we are not root
         return ""
     _, found, rest = (b"\0" + environ).partition(b"\0" + MARKER.encode() + b"=")

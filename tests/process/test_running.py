@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,8 @@ import pytest
 from sysup import process
 from sysup._native import lib
 from sysup.process import MARKER, OS, Process, Unreaped
-from sysup.process.system import _marker, is_zombie
+from sysup.process import system as process_system
+from sysup.process.system import is_zombie
 from sysup.protocol import SysupError
 from tests.process.real import (
     WITHIN,
@@ -233,14 +235,26 @@ def test_what_escaped_is_found_by_its_marker(system: OS, grow: Grow) -> None:
     eventually(lambda: system.leftovers({dead: "m2"}, ()) == {dead: set()})
 
 
-def test_what_executes_a_program_this_moment_has_its_marker(system: OS) -> None:
-    """Its parent is woken while it has no environment yet."""
-    launcher = system.launcher(launch("sleep", "1000"))
-    for _ in range(100):
-        child = launcher.spawn(env={MARKER: "born"})
-        assert _marker(child.pid) == "born"
-        system.signal(child, signal.SIGKILL)
-        ended(system, child)
+def test_what_executes_a_program_this_moment_has_its_marker(
+    system: OS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has neither environment nor command line then, and is no less ours."""
+    child = idle(system, env={MARKER: "born"})
+    real, empty = process_system._proc, ["environ", "cmdline"] * 2
+
+    def read(pid: int, name: str) -> bytes:
+        if empty:
+            assert empty.pop(0) == name
+            return b""
+        eventually(lambda: real(pid, name) != b"")
+        return real(pid, name)
+
+    monkeypatch.setattr(process_system, "_proc", read)
+    assert process_system._marker(child.pid, time.monotonic() + WITHIN) == "born"
+    empty += ["environ", "cmdline"]
+    assert process_system._marker(child.pid, 0.0) == "", "but nobody waits for ever"
+    system.signal(child, signal.SIGKILL)
+    ended(system, child)
 
 
 def test_what_descends_from_it_goes_with_it(system: OS, grow: Grow) -> None:
