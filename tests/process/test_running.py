@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ import pytest
 
 from sysup import process
 from sysup._native import lib
-from sysup.process import MARKER, OS, Process, Unreaped
+from sysup.process import MARKER, OS, Process, Unclear, Unreaped
 from sysup.process import system as process_system
 from sysup.process.system import is_zombie
 from sysup.protocol import SysupError
@@ -235,24 +234,22 @@ def test_what_escaped_is_found_by_its_marker(system: OS, grow: Grow) -> None:
     eventually(lambda: system.leftovers({dead: "m2"}, ()) == {dead: set()})
 
 
-def test_what_executes_a_program_this_moment_has_its_marker(
+def test_what_executes_a_program_this_moment_is_not_overlooked(
     system: OS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It has neither environment nor command line then, and is no less ours."""
+    """It has neither environment nor command line then, and may be what is looked for."""
     child = idle(system, env={MARKER: "born"})
-    real, empty = process_system._proc, ["environ", "cmdline"] * 2
-
-    def read(pid: int, name: str) -> bytes:
-        if empty:
-            assert empty.pop(0) == name
-            return b""
-        eventually(lambda: real(pid, name) != b"")
-        return real(pid, name)
-
-    monkeypatch.setattr(process_system, "_proc", read)
-    assert process_system._marker(child.pid, time.monotonic() + WITHIN) == "born"
-    empty += ["environ", "cmdline"]
-    assert process_system._marker(child.pid, 0.0) == "", "but nobody waits for ever"
+    eventually(lambda: process_system._marker(child.pid) == "born")
+    real = process_system._proc
+    nameless = lambda pid, name: b"" if pid == child.pid else real(pid, name)  # noqa: E731
+    monkeypatch.setattr(process_system, "_proc", nameless)
+    with pytest.raises(Unclear):
+        system.leftovers({1: "born"}, ())
+    monkeypatch.setattr(process_system, "BORN_WITHIN", 0.0)
+    assert system.leftovers({1: "born"}, ()) == {1: set()}, "it has hidden itself"
+    monkeypatch.setattr(process_system, "BORN_WITHIN", WITHIN)
+    monkeypatch.setattr(process_system, "_proc", real)
+    assert system.leftovers({1: "born"}, ()) == {1: {child.pid}}
     system.signal(child, signal.SIGKILL)
     ended(system, child)
 
