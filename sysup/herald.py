@@ -197,7 +197,7 @@ class Herald:
             raise
         finally:
             if self._ready and not self._stopping:
-                self._notifier.ready()
+                self._tell_ready()
             self.changed()
 
     def stopping(self) -> None:
@@ -229,8 +229,10 @@ class Herald:
 
     def _tell(self, census: Census) -> None:
         if not self._ready and self._is_ready(census):
-            self._ready = True
-            self._notifier.ready()
+            self._tell_ready()
+            if not self._ready:
+                self.changed()
+                return
         if self._ready:
             self._say(f"{census}{self._failed_reload}")
             return
@@ -238,6 +240,10 @@ class Herald:
             self._progress = census.progress
             self._extend(self._options.warmup_delay, *map(start_step, self._specs()))
         self._say(f"starting: {census}")
+
+    def _tell_ready(self) -> None:
+        """What systemd waits for: if it finds the queue full, it is told again at the next look."""
+        self._ready = self._notifier.ready() or not self._notifier.is_full
 
     def _tell_stop(self, census: Census) -> None:
         left = census.occupied

@@ -22,7 +22,7 @@ import signal
 from collections.abc import Callable, Collection
 
 from sysup.body import Body
-from sysup.process import OS
+from sysup.process import OS, Unclear
 from sysup.protocol import SysupError
 
 log = logging.getLogger("sysup.remains")
@@ -152,6 +152,9 @@ class Remains:
         dead = {body.process.pid: body.marker for body in searched}
         try:
             left = self._os.leftovers(dead, self._mains()) if dead else {}
+        except Unclear:
+            self._plan_look(FIRST_LOOK)
+            return
         except SysupError as error:  # no descriptor to read /proc by; there will be one
             log.error("%s", error)
             self._plan_look(LAZY_LOOK)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,11 +18,14 @@ from sysup.body import Inherited
 from sysup.config import Config, WatcherSpec
 from sysup.diary import about
 from sysup.estate import Estate
-from sysup.process import OS
+from sysup.process import OS, Unclear
 from sysup.protocol import SysupError
 from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup.restore")
+
+LOOK_AGAIN = 0.01
+"""Seconds between two looks where one was not clear."""
 
 Adopt = Callable[[WatcherSpec, Mapping[str, Any] | None], Watcher]
 
@@ -98,6 +102,12 @@ def end_left_behind(system: OS, records: Iterable[Mapping[str, Any]]) -> None:
             log.warning("ending process %d, which the daemon before left", process.pid)
             system.signal(process, signal.SIGKILL)
             system.close(process)
-    for pids in system.leftovers(dead, ()).values() if dead else ():
-        for pid in pids:
+    while dead:
+        try:
+            left = system.leftovers(dead, ())
+        except Unclear:
+            time.sleep(LOOK_AGAIN)
+            continue
+        for pid in {pid for pids in left.values() for pid in pids}:
             system.kill(pid)
+        return

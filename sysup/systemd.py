@@ -41,6 +41,8 @@ class Notifier:
         self._socket: socket.socket | None = None
         if os.environ.get("NOTIFY_SOCKET"):
             self._socket = sdnotify.SystemdNotifier().socket
+        self.is_full = False
+        """Whether the last message was lost because the manager has yet to read others."""
         if self._socket is not None:
             self._socket.setblocking(False)
         self._environ = {name: os.environ.pop(name) for name in VARIABLES if name in os.environ}
@@ -125,11 +127,15 @@ class Notifier:
             raise SysupError(f"cannot store {name!r}: it is no name for a descriptor")
 
     def _send(self, *lines: str) -> bool:
+        self.is_full = False
         if self._socket is None:
             return False
         try:
             self._socket.send("\n".join(lines).encode())
-        except OSError:  # full, or nobody is there any more
+        except BlockingIOError:
+            self.is_full = True
+            return False
+        except OSError:  # nobody is there any more
             return False
         return True
 

@@ -34,6 +34,7 @@ class Notes(Notifier):
         self.sent.append("closed")
 
     def _send(self, *lines: str) -> bool:
+        self.is_full = self.full
         if not self.full:
             self.sent.append(lines[0])
         return not self.full
@@ -207,6 +208,24 @@ def test_what_found_the_queue_full_is_said_at_the_next_change(world: World) -> N
     app.herald.changed()
     app.look()
     assert app.notes.take("STATUS=")[-1] == "1/1 ready"
+
+
+def test_that_it_is_ready_is_told_until_it_is_heard(world: World) -> None:
+    app = App(world)
+    app.add("web")
+    app.begin()
+    app.notes.full = True
+    app.begun()
+    app.look()
+    app.notes.full = False
+    app.look()
+    assert app.notes.take()[-2:] == ["READY=1", "STATUS=1/1 ready"]
+    with app.herald.reload():
+        app.notes.full = True
+    app.look()
+    app.notes.full = False
+    app.look()
+    assert app.notes.take()[0::2] == ["RELOADING=1", "READY=1"]
 
 
 # ---- more time ---------------------------------------------------------------------------

@@ -56,7 +56,10 @@ def test_decoding_raises_nothing_else(data: bytes) -> None:
     protocol.request_id(data)
 
 
-@given(st.text(), st.dictionaries(st.text(), JSON), JSON, st.booleans())
+IDS = JSON.filter(lambda value: len(json.dumps(value)) <= protocol.MAX_ID)
+
+
+@given(st.text(), st.dictionaries(st.text(), JSON), IDS, st.booleans())
 def test_requests_come_through(
     command: str, properties: dict[str, object], request_id: object, cast: bool
 ) -> None:

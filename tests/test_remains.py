@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sysup.body import Body
+from sysup.process import Unclear
 from sysup.protocol import SysupError
 from sysup.remains import FIRST_LOOK, LAZY_LOOK, LOOK_SHARE
 from tests.test_body import mould
@@ -217,11 +218,18 @@ def test_what_may_not_be_killed_is_told_once_and_not_waited_for(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize(
+    "error", [SysupError("cannot read /proc: too many open files"), Unclear()], ids=str
+)
 def test_a_look_that_fails_is_taken_again(
-    world: World, clear: Clear, releases: Releases, monkeypatch: pytest.MonkeyPatch
+    world: World,
+    clear: Clear,
+    releases: Releases,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
 ) -> None:
     body = dead(world)
-    looks = iter([SysupError("cannot read /proc: too many open files")])
+    looks = iter([error])
     look = world.os.leftovers
 
     def leftovers(*args: Any) -> dict[int, set[int]]:

@@ -17,7 +17,7 @@ Tests of the modules above replace `OS` as a whole.
 from sysup.process.cgroups import Cgroup, Cgroups
 from sysup.process.identity import Identity, identity
 from sysup.process.launch import CAPABILITIES, RLIMITS, Launch, Launcher, Process, SpawnError
-from sysup.process.system import MARKER, OS, Unreaped, become_subreaper, raise_nofile
+from sysup.process.system import MARKER, OS, Unclear, Unreaped, become_subreaper, raise_nofile
 from sysup.process.terminal import open_terminal
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "Launcher",
     "Process",
     "SpawnError",
+    "Unclear",
     "Unreaped",
     "become_subreaper",
     "identity",

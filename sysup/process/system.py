@@ -26,8 +26,8 @@ PIDFD_GET_INFO = 0xC048FF0B
 PIDFD_INFO_EXIT = 1 << 3
 PATIENCE = 1.0
 """Seconds that a parent may take to reap a child of which we want to know how it ended."""
-BORN_WITHIN = 0.02
-"""Seconds to wait for the environment of a process that is in the midst of execve(2)."""
+BORN_WITHIN = 1.0
+"""Seconds for which a process without a command line is taken to be in the midst of execve(2)."""
 LAST_KILLS = 20
 """How often the last strangers are killed before the daemon ends without them."""
 LAST_WAIT = 50
@@ -36,6 +36,10 @@ LAST_WAIT = 50
 
 class Unreaped(Exception):
     """A process has ended, but its parent, another process, has not taken notice yet."""
+
+
+class Unclear(Exception):
+    """Whose a process is can't be told this moment, as it executes a program: look again."""
 
 
 class OS:
@@ -54,6 +58,8 @@ class OS:
         self._room = 1024
         self._unreaped: dict[int, float] = {}
         """By pid, when that was first found to be so."""
+        self._nameless: dict[int, float] = {}
+        """The same of those that are in the midst of execve(2)."""
 
     # -- one process --
 
@@ -207,20 +213,28 @@ class OS:
             dead: the pids of processes that have been reaped, with the value that MARKER has
                 in their environment.
             mains: the pids of all processes that are not to be touched, nor those below.
+
+        Raises Unclear while a process that may be one of them can't be told from others.
         """
         owners = {marker: pid for pid, marker in dead.items()}
         children: dict[int, list[int]] = defaultdict(list)
         roots: list[tuple[int, int]] = []
         me = os.getpid()
+        nameless: set[int] = set()
         for pid, ppid, session, zombie in self._scan():
             if zombie:
                 continue
             children[ppid].append(pid)
             owner = session if session in dead else None
             if owner is None and ppid == me and pid not in mains:
-                owner = owners.get(_marker(pid))
+                marker = _marker(pid)
+                owner = owners.get(marker or "")
+                if marker is None:
+                    nameless.add(pid)
             if owner is not None:
                 roots.append((pid, owner))
+        if self._are_born(nameless):
+            raise Unclear
         found: dict[int, set[int]] = {pid: set() for pid in dead}
         seen = set(mains)
         while roots:
@@ -230,6 +244,12 @@ class OS:
                 found[owner].add(pid)
                 roots += [(child, owner) for child in children[pid]]
         return found
+
+    def _are_born(self, nameless: Collection[int]) -> bool:
+        """Whether they will soon have a name: who has none for long has hidden it."""
+        now = time.monotonic()
+        self._nameless = {pid: self._nameless.get(pid, now) for pid in nameless}
+        return any(now - since < BORN_WITHIN for since in self._nameless.values())
 
     # -- strangers: our children by adoption --
 
@@ -350,19 +370,15 @@ def _cannot_signal(target: str, signum: int, error: OSError) -> SysupError:
     return SysupError(f"cannot send {name} to {target}: {error.strerror}")
 
 
-def _marker(pid: int) -> str:
+def _marker(pid: int) -> str | None:
     """The value of MARKER in the environment that a process began with; "" without.
 
-    In the midst of execve(2) it has neither environment nor command line for a moment, and
-    would escape a look that fell into that: it is looked at again.
+    None in the midst of execve(2), where it has neither environment nor command line.
     """
-    late = 0.0
     try:
-        while not (environ := _proc(pid, "environ")) and not _proc(pid, "cmdline"):
-            late = late or time.monotonic() + BORN_WITHIN
-            if time.monotonic() > late or is_zombie(pid):
-                break
-            os.sched_yield()
+        environ = _proc(pid, "environ")
+        if not environ and not _proc(pid, "cmdline") and not is_zombie(pid):
+            return None
     except OSError:  # gone, or another user's and we are not root
         return ""
     _, found, rest = (b"\0" + environ).partition(b"\0" + MARKER.encode() + b"=")

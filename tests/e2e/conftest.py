@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from tests.e2e.harness import Daemon, become_subreaper, descendants, until
 
 Start = Callable[..., Daemon]
 """start(ini, app="app", env=None, wait=True, inside=(), listen=()) -> Daemon"""
+
+
+GONE_WITHIN = 10.0
+"""Seconds that what a daemon has killed at its end may take, on a loaded machine."""
 
 
 def watchers(daemon: Daemon) -> list[dict[str, Any]]:
@@ -61,14 +65,25 @@ def sysupd(tmp_path: Path, runtime: Path) -> Iterator[Start]:
         with ExitStack() as daemons:
             yield start
     finally:
-        left = {
-            pid: command for pid, command in descendants(os.getpid()).items() if pid not in before
-        }
+        left = left_behind(before)
         for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        until(lambda: not living(before), "all that was left has ended")
         reap()
     assert not left, f"left behind: {left}"
+
+
+def living(before: Collection[int]) -> dict[int, str]:
+    """What lives below us that did not before, and what it is."""
+    return {pid: line for pid, line in descendants(os.getpid()).items() if pid not in before}
+
+
+def left_behind(before: Collection[int]) -> dict[int, str]:
+    """What goes on living: what was killed takes a moment to be gone."""
+    with suppress(AssertionError):
+        until(lambda: not living(before), "nothing is left", GONE_WITHIN)
+    return living(before)
 
 
 def reap() -> None:

@@ -369,7 +369,7 @@ def test_whoever_asks_for_a_turn_gets_one(house: House) -> None:
 
 
 MEMORY_PROGRAM = """
-import os, resource, sys
+import os, resource, sys, time
 from sysup.config import StreamSpec
 from sysup.streams import Pump, open_sink
 
@@ -386,8 +386,14 @@ sink = open_sink(pump, StreamSpec("FileStream", {"filename": sys.argv[1]}), "std
 pipes = [os.pipe() for _ in range(2500)]
 
 def add(some):
+    "And have the pump's thread do what that is to it."
     for reading, _ in some:
         pump.add(reading, 1, sink, tail=4096, on_eof=lambda stream: None)
+    for _ in range(2):
+        before = pump.heartbeat
+        pump.ping()
+        while pump.heartbeat == before:
+            time.sleep(0.001)
 
 add(pipes[:500])
 before = size()
@@ -397,10 +403,15 @@ print((size() - before) // 2000)
 
 
 def test_a_stream_at_rest_takes_less_than_a_kilobyte(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path / "log")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert 0 < int(done.stdout) < 1024
+    """What else a program comes to need meanwhile only adds to it: the least of three counts."""
+
+    def measured() -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", MEMORY_PROGRAM, str(tmp_path / "log")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout)
+
+    assert 0 < min(measured() for _ in range(3)) < 1024
