@@ -7,6 +7,7 @@ like two, as the further lines of its text are indented.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -186,18 +187,23 @@ class Printer:
     """Prints entries, as the options and the terminal would have it."""
 
     def __init__(self, here: Session) -> None:
-        self._here = here
         self._as_json = here.json or here.prettify
+        self._indent = 2 if here.prettify else None
         self._on_terminal = sys.stdout.isatty()
 
     def write(self, fields: Mapping[str, Any]) -> None:
-        """Print one."""
+        """Print one, into a pipe at the next flush."""
         if self._as_json:
-            self._here.show(as_json(fields), ())
+            text = json.dumps(as_json(fields), indent=self._indent)
+            sys.stdout.buffer.write(f"{text}\n".encode())
         elif self._on_terminal:
             click.echo(line(fields, True).decode(), nl=False)
         else:
-            click.echo(line(fields, False), nl=False)
+            sys.stdout.buffer.write(line(fields, False))
+
+    def flush(self) -> None:
+        """Have all of it be seen."""
+        sys.stdout.flush()
 
 
 # ---- the commands ------------------------------------------------------------------------
@@ -311,7 +317,7 @@ def read(
             for entry in journal.read(None if lines == ALL else lines):
                 printer.write(entry)
             while follow:
-                sys.stdout.flush()
+                printer.flush()
                 journal.wait(sys.stdout.fileno())
                 for entry in journal.go_on():
                     printer.write(entry)

@@ -337,7 +337,7 @@ def test_what_sysupd_says_of_a_watcher(machine: Container) -> None:
     shown = app.ctl("logs", "web").stdout.splitlines()
     assert re.search(r" sysupd\[\d+\]: web: stop$", "\n".join(shown), re.M)
     assert all(": bad" not in line for line in shown)
-    status = app.systemctl("status").stdout
+    status = app.systemctl("status", "--lines=1000").stdout
     assert re.search(r" sysupd\[\d+\]: bad\.1: ", status)
     assert " warning " not in status
 
