@@ -296,6 +296,7 @@ class Watcher:
         if state != self._published and (state == "stopped" or (state == "active" and up)):
             self._publish("start" if state == "active" else "stop")
             self._published = state
+            self.save()
         self._turns.answer()
 
     # ---- over the end of the daemon ------------------------------------------------------

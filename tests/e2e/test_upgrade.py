@@ -76,6 +76,17 @@ def grew(log: Path, size: int) -> bool:
     return log.stat().st_size > size
 
 
+def test_what_was_told_is_not_told_again(sysupd: Start) -> None:
+    daemon = sysupd(SLEEPERS + "[watcher:idle]\ncmd = sleep 2000\n")
+    daemon.ctl("stop", "idle")
+    until(lambda: "web: start\n" in daemon.log(), "all is told")
+    daemon.upgrade()
+    daemon.ctl("stop", "web")  # as far as this all events are in the log
+    until(lambda: "web: stop\n" in daemon.log(), "this is told")
+    told = [line.split(" info ")[-1] for line in daemon.log().splitlines()]
+    assert (told.count("idle: stop"), told.count("web: start")) == (1, 1)
+
+
 def test_an_old_generation_keeps_its_options(sysupd: Start) -> None:
     """What serves while the new options fail serves on, however often the daemon is replaced."""
     daemon = sysupd("[watcher:web]\ncmd = sleep 1000\nbackoff.delay = 60\n")
