@@ -104,7 +104,7 @@ static inline uint64_t block_range(const struct block *block)
     return block->begin < block->end ? block->begin << 32 | block->end : 0;
 }
 
-/* At once: a new block, whose content stays as it is. */
+/* At once, where nothing else changes with it. */
 static inline void block_keep(struct block *block)
 {
     atomic_signal_fence(memory_order_seq_cst);

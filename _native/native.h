@@ -273,6 +273,9 @@ struct record {
  * time-out, -EPIPE once the sink is closed and empty. The batch before it is given
  * back. One thread at a time; never after sink_free. */
 int64_t sink_queue_take(struct sink *sink, char **ret_data, int32_t timeout_ms);
+/* Of the batch that it took, all is done before the record at `next`: after a crash that
+ * does not come again. */
+void sink_queue_did(struct sink *sink, const char *next);
 
 /* Open it again, now: a file was renamed, or what made it fail is mended. */
 void sink_reopen(struct sink *sink);

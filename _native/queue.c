@@ -2,7 +2,8 @@
  *
  * One batch is gathered by the pump, one waits, one is in the reader's hands. The reader
  * sleeps on a condition variable without time-out, so a quiet queue costs nothing. A batch
- * is given back when the next one is taken: after a crash the reader's comes once more. */
+ * is given back when the next one is taken: after a crash what the reader was at comes once
+ * more. */
 #include "pump.h"
 
 #include <errno.h>
@@ -121,4 +122,11 @@ int64_t sink_queue_take(struct sink *sink, char **ret_data, int32_t timeout_ms)
     if (wanted)
         target_ask(&sink->target, REQUEST_LOOK);
     return length;
+}
+
+void sink_queue_did(struct sink *sink, const char *next)
+{
+    struct block *held = sink->queue.held; /* the reader's own */
+    held->begin = (uint64_t)(next - held->data);
+    block_keep(held);
 }

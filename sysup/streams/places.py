@@ -231,6 +231,7 @@ class PythonPlace(Place):
     The thread sleeps in C, without the GIL, until there is a batch. While the object is
     slow, its streams alone wait. What it raises is told once, with the traceback, until
     a call goes well again; the lines of that call are lost, as the object has seen them.
+    Those of a call in which the daemon was killed come again.
     """
 
     def __init__(
@@ -271,6 +272,7 @@ class PythonPlace(Place):
                 at += ffi.sizeof("struct record")
                 self._deliver(record.pid, bytes(ffi.buffer(data[0] + at, record.length)))
                 at += (record.length + 7) & ~7
+                lib.sink_queue_did(self.native, data[0] + at)
         if hasattr(self._target, "close"):
             self._guard(self._target.close)
         self._ended = True

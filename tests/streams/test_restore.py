@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,64 @@ def test_a_class_of_python(houses: Houses, monkeypatch: pytest.MonkeyPatch) -> N
     house.until(lambda: again.ended and b"two\n" in target.got)
     house.stop()
     assert b"".join(target.got) == b"one\ntwo\n"
+
+
+def as_it_is(memfd: int) -> int:
+    """What a process that is killed now leaves."""
+    copy, at, size = os.memfd_create("copy"), 0, os.fstat(memfd).st_size
+    os.ftruncate(copy, size)
+    with contextlib.suppress(OSError):  # ENXIO: nothing follows
+        while at < size:
+            at = os.lseek(memfd, at, os.SEEK_DATA)
+            end = os.lseek(memfd, at, os.SEEK_HOLE)
+            os.pwrite(copy, os.pread(memfd, end - at, at), at)
+            at = end
+    return copy
+
+
+class Gate(Slow):
+    """Waits in each call until it is let on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on = threading.Semaphore(0)
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        super().__call__(record)
+        self.on.acquire()
+
+
+def test_a_kill_in_a_call(memfd: int, houses: Houses, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other calls have had does not come again."""
+    gate, target = Gate(), Slow()
+    monkeypatch.setattr("tests.streams.test_restore.Slow", lambda: gate)
+    house = houses.next()
+    sink = house.sink("tests.streams.test_restore.Slow")
+    (one, writing), (two, writing_too) = house.stream(sink), house.stream(sink)
+    write_all(writing, b"in hand\n")
+    house.until(lambda: gate.got)
+    write_all(writing, b"waits\n")
+    house.until(lambda: one.bytes_read == 14)
+    house.turn()
+    write_all(writing, b"gathered\n")  # in one batch, as two records
+    write_all(writing_too, b"gathered too\n")
+    house.until(lambda: one.bytes_read == 23 and two.bytes_read == 13)
+    gate.on.release(3)
+    house.until(lambda: len(gate.got) == 4)
+    copy = as_it_is(memfd)
+    gate.on.release()
+    for fd in (writing, writing_too):
+        os.close(fd)
+
+    monkeypatch.setattr("tests.streams.test_restore.Slow", lambda: target)
+    other = House(copy)
+    os.close(copy)
+    other.sink("tests.streams.test_restore.Slow")
+    other.until(lambda: target.got)
+    assert other.stop() == 0
+    assert gate.got[:2] == [b"in hand\n", b"waits\n"]
+    assert sorted(gate.got[2:]) == [b"gathered\n", b"gathered too\n"]
+    assert target.got == gate.got[3:]
 
 
 def test_a_tail_is_the_new_ones_own(houses: Houses, tmp_path: Path) -> None:
