@@ -120,6 +120,8 @@ class Setting:
     app: str = ""
     taps: Taps = field(default_factory=Taps)
     circus: bool = False
+    to_journal: bool = False
+    """Whether output that the config says nothing of goes to the journal."""
     estate: Estate | None = None
     """What the next daemon gets; None: it gets nothing."""
     serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -421,16 +423,16 @@ class Mould:
         return fds
 
     def _open_sinks(self) -> None:
-        spec = self._spec
+        spec, setting = self._spec, self._setting
         outputs: tuple[tuple[StreamName, StreamSpec | None, bool], ...] = (
             ("stdout", spec.stdout_stream, spec.close_child_stdout),
             ("stderr", spec.stderr_stream, spec.close_child_stderr or spec.one_terminal),
         )
         for name, stream, closed in outputs:
             if not closed:
-                source = Source(name, spec.name, self._setting.app)
+                source = Source(name, spec.name, setting.app, setting.to_journal)
                 self._sinks[name] = open_sink(
-                    self._setting.pump,
+                    setting.pump,
                     stream,
                     source,
                     lambda sink, reason: self._on_sink(reason),

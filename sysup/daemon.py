@@ -37,7 +37,7 @@ from sysup.signals import Signals
 from sysup.sockets import Sockets
 from sysup.source import Files, load
 from sysup.stats import Stats
-from sysup.streams import Pump
+from sysup.streams import Pump, is_own_output
 from sysup.systemd import Notifier
 from sysup.turns import Superseded
 from sysup.upgrade import become, program, self_test
@@ -58,6 +58,8 @@ CONFIG = ("config",)
 TAKEOVERS = ("takeovers",)
 NOFILE = ("nofile",)
 """In the ledger: the limits of descriptors that children get."""
+JOURNAL = ("journal",)
+"""In the ledger: whether the daemon's own output was the journal when the app began."""
 LOCK = "lock"
 REPLY_WITHIN = 0.05
 """Seconds until the program is replaced, for the reply to who asked for it."""
@@ -167,6 +169,9 @@ class Daemon:
         setting = self._board.setting
         setting.app, setting.circus = self.config.app, self.config.circus
         setting.estate = self._estate
+        # As it was when the app began: systemd gives a daemon that it starts while journald is
+        # away /dev/null for standard error.
+        setting.to_journal = self._estate.ledger.table.get(JOURNAL, is_own_output())
         setting.serials = itertools.count(time.monotonic_ns())  # those before were lower
         setting.cgroups = cgroups = Cgroups.find()
         if cgroups:
@@ -206,6 +211,7 @@ class Daemon:
         self._estate.begin()
         self._estate.ledger.put(CONFIG, self.files.seen)
         self._estate.ledger.put(NOFILE, self._nofile)
+        self._estate.ledger.put(JOURNAL, self._board.setting.to_journal)
         self.sharing.begin(self.config.sockets)
         for spec in self.config.watchers.values():
             self.adopt(spec).save()

@@ -17,7 +17,7 @@ descriptor: `loop.add_reader(pump.fileno(), pump.dispatch)`. Callbacks must not 
 """
 
 from sysup.streams.classes import QueueStream, Source, StreamName, open_sink
-from sysup.streams.journal import Direct
+from sysup.streams.journal import Direct, is_own_output
 from sysup.streams.pump import Losses, OnEof, OnLoss, OnRotated, OnState, OnTap, Pump, Sink, Stream
 
 __all__ = [
@@ -34,5 +34,6 @@ __all__ = [
     "Source",
     "Stream",
     "StreamName",
+    "is_own_output",
     "open_sink",
 ]

@@ -55,6 +55,8 @@ class Source:
     stream: StreamName
     watcher: str = ""
     app: str = ""
+    to_journal: bool = False
+    """Whether the journal is where it goes without a class."""
 
     @property
     def name(self) -> str:
@@ -73,8 +75,8 @@ def open_sink(
     """Where a stream of a watcher goes; to be closed by its `close`.
 
     Args:
-        spec: None is the journal where that is the daemon's own output, else the daemon's
-            stdout or stderr.
+        spec: None is the journal for a source that says so, else the daemon's stdout or
+            stderr.
         on_state: told when the sink fails, and when it works again.
         on_loss: told how many lines were left out.
         on_rotated: told that the file has one backup more.
@@ -93,8 +95,8 @@ def open_sink(
 
 def _present(spec: StreamSpec | None, source: Source) -> StreamSpec:
     """What is opened in the end: the default, or what stands in where there is no journal."""
-    if spec is None and source.watcher and journal.leads_there(2) and journal.is_there():
-        spec = StreamSpec("JournalStream", _defaults("JournalStream"))
+    if spec is None and source.to_journal:
+        return StreamSpec("JournalStream", _defaults("JournalStream"))
     if spec is None:
         return StreamSpec("", {})
     entries = spec.cls == "JournalStream" and spec.options.get("fields", True)

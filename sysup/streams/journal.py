@@ -35,6 +35,11 @@ def leads_there(fd: int) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
+def is_own_output() -> bool:
+    """Whether what the daemon itself says goes to the journal."""
+    return leads_there(2) and is_there()
+
+
 def priority(options: Mapping[str, Any], stream_name: str) -> int:
     """The number of a line's priority that says none itself."""
     return PRIORITIES.index(options.get("priority") or DEFAULT_PRIORITY[stream_name])

@@ -95,8 +95,9 @@ def main() -> int:
             is_good = is_good and outcome.is_good
             for note in (*outcome.notes, *outcome.wrong):
                 print(f"  {note}", file=sys.stderr)
-            if outcome.tally and outcome.tally.misnamed:
-                print(f"  {outcome.tally.misnamed} misnamed", file=sys.stderr)
+            if outcome.tally and not outcome.is_good:
+                told = [f"{outcome.tally.misnamed} misnamed", *outcome.tally.told[:20]]
+                print("  " + "\n  ".join(told), file=sys.stderr)
     show(rows, args.markdown)
     print(f"\n{scale.children} children, seed {seed}: {'good' if is_good else 'NOT GOOD'}")
     return 0 if is_good else 1

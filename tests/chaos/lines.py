@@ -44,6 +44,8 @@ class Tally:
     """Entries of the journal that name another process than wrote them."""
     gaps: list[tuple[float, float, int]] = field(default_factory=list)
     """When the lines before and after some that are lost came in, and how many these are."""
+    told: list[str] = field(default_factory=list)
+    """Whose lines are lost, and which."""
 
     def add(self, other: Tally) -> None:
         """Count the two together."""
@@ -54,6 +56,7 @@ class Tally:
         self.disordered += other.disordered
         self.misnamed += other.misnamed
         self.gaps += other.gaps
+        self.told += other.told
 
 
 def count(written: Mapping[str, int], found: Iterable[Found], *, killed: bool = False) -> Tally:
@@ -82,6 +85,8 @@ def count(written: Mapping[str, int], found: Iterable[Found], *, killed: bool = 
         tally.doubled += seen[name].total() - len(seen[name])
         lost = [n for n in range(1, number + 1) if n not in seen[name]]
         tally.lost += len(lost)
+        if lost:
+            tally.told.append(f"{name}: {len(lost)} of {number} are lost, {lost[0]} to {lost[-1]}")
         tally.gaps += gaps(lost, times[name])
     return tally
 

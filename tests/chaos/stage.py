@@ -156,7 +156,8 @@ class Stage:
 
     def end_writers(self) -> None:
         """Have them end by themselves; returns when they are gone."""
-        self.machine.write(f"{DIRECTORY}/go", "\0")
+        with self.machine.path(f"{DIRECTORY}/go").open("r+b") as go:  # it is mapped: not truncated
+            go.write(b"\0")
         until(lambda: not self.processes(), "all writers have ended", PATIENCE)
 
     def processes(self) -> dict[int, str]:

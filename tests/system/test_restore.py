@@ -91,6 +91,18 @@ def test_lines_go_on_where_they_were(machine: Container) -> None:
     app.systemctl("stop")
 
 
+def test_output_goes_on_to_the_journal_where_the_next_daemon_has_none(machine: Container) -> None:
+    """systemd gives a daemon /dev/null for standard error while journald is away."""
+    app = App(machine, "null")
+    app.configure(1, "[watcher:say]\ncmd = echo said\nautostart = False\nrestart = never\n")
+    app.start()
+    app.drop_in("[Service]\nStandardError=null\n")
+    kill(app)
+    app.ctl("start", "say")
+    until(lambda: machine.journal("SYSUP_APP=null", "SYSUP_WATCHER=say") == "said\n", "it is there")
+    app.systemctl("stop")
+
+
 def test_an_upgrade_keeps_everything(app: App) -> None:
     before, daemon = app.pids(), daemon_of(app)
     for _ in range(3):
