@@ -66,6 +66,8 @@ class Body:
     cgroup: Cgroup | None = None
     dead: bool = False
     tree_empty: bool = False
+    abandoned: bool = False
+    """Whether nobody waits for its pipes and its tree any more."""
     on_output: list[Callable[[str], None]] = field(default_factory=list)
     on_released: Callable[[int], None] | None = None
     on_buried: Callable[[], None] = lambda: None

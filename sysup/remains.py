@@ -90,17 +90,21 @@ class Remains:
         self._loop.call_soon(self.check, body)
 
     def abandon(self, body: Body) -> None:
-        """Wait no longer for its pipes: read what is there and close them."""
+        """Wait no longer for its pipes: read what is there and close them.
+
+        Nobody waits for its tree either; but that is looked for and killed until it is empty.
+        """
         for stream in body.streams:
             if not stream.ended:
                 stream.close()
-        self._bury(body)
+        body.abandoned, body.on_released = True, None
+        self.check(body)
 
     def check(self, body: Body) -> None:
         """Something of the body may have ended: tell those who wait for it."""
         if body.read_out:
             body.tell_output()
-        if body.dead and body.tree_empty and body.read_out:
+        if body.dead and body.tree_empty and (body.read_out or body.abandoned):
             self._bury(body)
             if body.on_released:
                 release, body.on_released = body.on_released, None

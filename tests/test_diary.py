@@ -20,7 +20,7 @@ from sysup.diary import MOST, Diary, about, encode
 from tests.e2e.harness import until
 from tests.journald import Journald, parse_export
 
-PATIENCE = 20
+PATIENCE = 60
 LINE = "x" * 1000
 
 

@@ -193,6 +193,17 @@ def test_abandoned_pipes_are_closed_and_nobody_is_waited_for(
     assert [stream.closed for stream in world.pump.streams[101]] == [False, True]
 
 
+def test_the_tree_of_the_abandoned_is_cleared_all_the_same(world: World, clear: Clear) -> None:
+    """On a slow machine the deadline comes before the first look."""
+    body = dead(world)
+    world.os.left[101] = [{900}, {901}, set()]
+    clear(body)
+    world.board.remains.abandon(body)
+    world.loop.advance(1.0)
+    assert [pid for what, pid, _ in world.os.sent if what == "stray"] == [900, 901]
+    assert world.board.remains.bodies == []
+
+
 def test_cleared_waits_for_those_that_come_meanwhile(world: World, clear: Clear) -> None:
     world.run(world.board.remains.cleared())
     clear(dead(world))

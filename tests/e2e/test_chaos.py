@@ -57,7 +57,7 @@ def test_a_start_does_not_save_what_is_being_removed(sysupd: Start) -> None:
         assert daemon.call("start", name="deaf", waiting=True)["status"] == "error"
         assert peer.receive()["status"] == "ok"
     assert daemon.call("list")["watchers"] == []
-    assert descendants(daemon.pid) == {}
+    until(lambda: descendants(daemon.pid) == {}, "none is left")
 
 
 def test_nothing_starts_once_it_was_told_to_end(sysupd: Start) -> None:

@@ -241,7 +241,7 @@ def test_stop_takes_the_whole_tree(sysupd: Start, tmp_path: Path) -> None:
 
     until(lambda: len(sleeping()) == 6, "all six sleep")
     daemon.call("stop", name="tree", waiting=True)
-    assert sleeping() == set()
+    until(lambda: sleeping() == set(), "none is left")
     assert daemon.status("tree") == "stopped"
 
 

@@ -140,7 +140,7 @@ def test_a_bomb_of_daemons(sysupd: Start, tmp_path: Path) -> None:
     daemon = sysupd("[watcher:w]\ncmd = sh bomb\n")
     until(lambda: len(descendants(daemon.pid)) == 51, "all of them")
     assert daemon.call("stop", name="w", waiting=True)["status"] == "ok"
-    assert descendants(daemon.pid) == {}
+    until(lambda: descendants(daemon.pid) == {}, "none is left")
 
 
 def test_hangups_to_the_last(sysupd: Start) -> None:

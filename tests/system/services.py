@@ -69,7 +69,7 @@ class App:
 
     def wait_for_processes(self) -> None:
         """Until there are as many as its config says, or more."""
-        until(lambda: len(self.pids()) >= self.processes, f"{self.name} has its processes")
+        until(lambda: len(self.pids()) >= self.processes, f"{self.name} has its processes", 300)
 
     def pids(self) -> set[int]:
         """Its processes that live, found by what they are."""

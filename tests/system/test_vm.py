@@ -51,7 +51,7 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             time.sleep(0.2)
         return answer
 
-    return until_within(look, what, timeout=120)
+    return until_within(look, what, timeout=300)
 
 
 @pytest.fixture(scope="module")
