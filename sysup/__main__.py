@@ -16,6 +16,7 @@ from sysup.daemon import CONFIG, Daemon
 from sysup.estate import HANDED_OVER, Inheritance, inherited_fds
 from sysup.ledger import Ledger
 from sysup.log import Log, tell
+from sysup.pace import Loop
 from sysup.protocol import SysupError
 from sysup.source import Files, load
 from sysup.systemd import Notifier, listen_fds
@@ -83,7 +84,8 @@ def main(
     try:
         own_log = Log(level, log_output or options.logoutput, loaded.app)
         pidfile = pidfile or options.pidfile
-        sys.exit(asyncio.run(run(loaded, own_log, pidfile, files, inherited, notifier)))
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            sys.exit(runner.run(run(loaded, own_log, pidfile, files, inherited, notifier)))
     except SysupError as error:
         tell(f"error: {error}")
         sys.exit(1)

@@ -53,7 +53,7 @@ class App(Protocol):
     def options(self) -> Mapping[str, Any]: ...
     def sockets(self) -> list[Mapping[str, Any]]: ...
     def own_stats(self) -> Any: ...
-    def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]: ...
+    async def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,10 @@ class Later:
 
     work: Coroutine[Any, Any, Reply]
     at_once: Reply = field(default_factory=dict)
+
+
+class Soon(Later):
+    """Work that lets others have their turns; every client gets its reply at the end."""
 
 
 class Properties:
@@ -383,18 +387,21 @@ def listsockets(app: App, p: Properties) -> Reply:
 
 
 @command(Role.READ)
-def stats(app: App, p: Properties) -> Reply:
+def stats(app: App, p: Properties) -> Soon:
     """Processor time and memory of processes."""
     if "name" not in p:
-        return {"infos": app.stats(list(app.watchers.values()))}
-    watcher = find(app, p.text("name"))
-    infos = app.stats([watcher])[watcher.name]
-    pid = p.pid("process")
-    if pid is None:
-        return {"name": p.text("name"), "info": infos}
-    if str(pid) not in infos:
-        raise MessageError(f"process {pid} not found in {watcher.name}")
-    return {"process": pid, "info": infos[str(pid)]}
+        return Soon(_then(app.stats(list(app.watchers.values())), lambda infos: {"infos": infos}))
+    name, watcher, pid = p.text("name"), find(app, p.text("name")), p.pid("process")
+
+    def chosen(infos: dict[str, dict[str, Any]]) -> Reply:
+        info = infos[watcher.name]
+        if pid is None:
+            return {"name": name, "info": info}
+        if str(pid) not in info:
+            raise MessageError(f"process {pid} not found in {watcher.name}")
+        return {"process": pid, "info": info[str(pid)]}
+
+    return Soon(_then(app.stats([watcher]), chosen))
 
 
 @command(Role.READ)

@@ -24,7 +24,7 @@ from typing import Any
 import zmq
 
 from sysup import commands, protocol
-from sysup.commands import App, Later
+from sysup.commands import App, Later, Soon
 from sysup.config import Role
 from sysup.endpoints import bind
 from sysup.events import Events
@@ -115,6 +115,12 @@ class Control:
         self.endpoints.append(endpoint)
         self._own.append(endpoint)
 
+    def publish_stats_on(self, endpoint: str) -> None:
+        """Publish statistics on an endpoint of the config; raises as `serve` does."""
+        self.events.serve_stats(endpoint)
+        self.endpoints.append(endpoint)
+        self._own.append(endpoint)
+
     def close(self) -> None:
         """Let the last replies leave, then close everything."""
         for task in self._tasks:
@@ -173,11 +179,12 @@ class Control:
             return self._failure(request, error)
         if not isinstance(result, Later):
             return reply
-        work = self._finish(router, route, request, result.work)
+        waiting = request.waiting or isinstance(result, Soon)
+        work = self._finish(router, route, request, result.work, waiting)
         task = self._loop.create_task(work, name=request.command)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return None if request.waiting else reply
+        return None if waiting else reply
 
     async def _finish(
         self,
@@ -185,14 +192,15 @@ class Control:
         route: list[bytes],
         request: Request,
         work: Coroutine[Any, Any, Mapping[str, Any]],
+        waiting: bool,
     ) -> None:
         try:
             reply = protocol.ok(await work, request.id, self._wall())
         except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
             reply = self._failure(request, error)
-            if not request.waiting:
+            if not waiting:
                 log.warning("%s: %s", request.command, error)
-        if request.waiting and not request.cast:
+        if waiting and not request.cast:
             self._send(router, route, reply)
 
     def _failure(self, request: Request, error: Exception) -> bytes:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from sysup import __version__, config, reload
+from sysup import __version__, config, pace, reload
 from sysup.board import Board
 from sysup.config import Changes, Config, ConfigError, WatcherSpec
 from sysup.control import Control
@@ -27,6 +27,7 @@ from sysup.diary import about
 from sysup.estate import Estate, Inheritance, is_part
 from sysup.herald import Herald
 from sysup.log import Log
+from sysup.meter import Meter
 from sysup.process import OS, Cgroups, become_subreaper, raise_nofile
 from sysup.protocol import CONTROL_SOCKET, MessageError, SysupError
 from sysup.restore import end_left_behind, restore_watchers
@@ -36,7 +37,6 @@ from sysup.sharing import Sharing
 from sysup.signals import Signals
 from sysup.sockets import Sockets
 from sysup.source import Files, load
-from sysup.stats import Stats
 from sysup.streams import Pump, is_own_output
 from sysup.systemd import Notifier
 from sysup.turns import Superseded
@@ -136,7 +136,6 @@ class Daemon:
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
-        self._stats = Stats()
         self._os = OS(nofile=self._estate.ledger.table.get(NOFILE, self._nofile))
         self._pump = self._take_pump()
         self._control = Control(loop, self, wall)
@@ -152,6 +151,7 @@ class Daemon:
         self._board.on_give_up = self._give_up
         sockets = {name: fds for name, fds in self._given.items() if name != CONTROL_SOCKET}
         self.sharing = Sharing(self._board, self._estate, self._serving, Sockets(sockets))
+        self._meter = Meter(loop, self.watchers, self.sharing.sockets.describe, wall)
         self._set()
 
     def _take_pump(self) -> Pump:
@@ -180,6 +180,8 @@ class Daemon:
         self._pump.on_tap = taps.take
         events.on_output_wanted = taps.want
         taps.publish = events.publish_output
+        events.on_stats_wanted = self._meter.want
+        self._meter.publish = events.publish_stats
 
     # ---- life ----------------------------------------------------------------------------
 
@@ -330,6 +332,7 @@ class Daemon:
         for watcher in self.watchers.values():
             watcher.close()
         self._herald.close()
+        self._meter.close()
         self.loop.remove_reader(self._pump.fileno())
         self._log.stop_pumping()
         if lost := self._pump.stop(FLUSH):
@@ -509,7 +512,7 @@ class Daemon:
         options = self.config.daemon
         return {
             "endpoint": options.endpoint or self._serving.endpoint,
-            "stats_endpoint": options.stats_endpoint,
+            "stats_endpoint": self._serving.stats_endpoint,
             "pubsub_endpoint": options.pubsub_endpoint or self._serving.events_endpoint,
             "check_delay": options.check_delay,
             "multicast_endpoint": options.multicast_endpoint,
@@ -520,25 +523,13 @@ class Daemon:
         return self.sharing.sockets.describe()
 
     def own_stats(self) -> Any:
-        """Figures of the daemon itself."""
-        return self._stats.info(os.getpid(), wall())
+        """Figures of the daemon itself, and how long its loop was blocked at most."""
+        own = self._meter.own()
+        return {**own, **pace.figures(self.loop)} if isinstance(own, dict) else own
 
-    def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
+    async def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
         """Figures of the watchers' processes, by watcher and pid."""
-        bodies = {w.name: w.slots.bodies for w in watchers}
-        pids = [body.process.pid for found in bodies.values() for _, body in found]
-        infos = self._stats.infos(pids, wall())
-        table: dict[str, dict[str, Any]] = {}
-        for watcher in watchers:
-            rows: dict[str, Any] = {}
-            for place, body in bodies[watcher.name]:
-                info = infos.get(body.process.pid)
-                if isinstance(info, dict):
-                    age = self.loop.time() - place.life.started
-                    info = {**info, "wid": place.wid, "started": wall() - age}
-                rows[str(body.process.pid)] = info
-            table[watcher.name] = rows
-        return table
+        return await self._meter.infos(watchers)
 
 
 def extend_import_path(loaded: Config) -> None:

@@ -1,11 +1,11 @@
-"""The event sockets: what is told to all, and live output to those who ask for it.
+"""The event sockets: what is told to all, and output and statistics to those who ask for them.
 
-The app's own socket is an XPUB, which tells who subscribes to what, so that output is copied
-only while somebody wants it. Other endpoints, which may be open to every local user, are PUB
-sockets that never carry output.
+The app's own socket is an XPUB, which tells who subscribes to what, so that output is copied, and
+statistics are taken, only while somebody wants them. Other endpoints, which may be open to every
+local user, are PUB sockets that never carry output, and an XPUB for statistics alone.
 
 A subscription to "" is for events: circusctl and programs that know nothing of output have it.
-libzmq would send them output as well, so subscriptions are entered by hand (ZMQ_XPUB_MANUAL,
+libzmq would send them all else as well, so subscriptions are entered by hand (ZMQ_XPUB_MANUAL,
 zmq_setsockopt(3)). Before libzmq 4.3.5 that is dangerous, since a peer that has gone may be
 entered once more (zeromq/libzmq#4137): there they hear output while somebody else wants it.
 """
@@ -31,6 +31,8 @@ MOST_TOPICS = 1024
 """Different topics that may be subscribed to on the app's own socket."""
 MOST_OUTPUT_TOPICS = 128
 """As many of those that are compared with each stream."""
+MOST_STATS_TOPICS = 128
+"""As many of those that are compared with each watcher."""
 QUEUED = 1000
 """Messages that are held for a subscriber; further ones it loses."""
 LINGER = 500
@@ -53,6 +55,8 @@ class Topics:
         self._owners: dict[bytes, list[int | None]] = {}
         self.output: tuple[bytes, ...] = ()
         """Those of output."""
+        self.stats: tuple[bytes, ...] = ()
+        """Those of statistics."""
 
     def add(self, topic: bytes, peer: int | None) -> bool:
         """A peer subscribes; False: there are too many topics."""
@@ -77,11 +81,88 @@ class Topics:
 
     def _is_full(self, topic: bytes) -> bool:
         of_output = is_output(topic) and len(self.output) >= MOST_OUTPUT_TOPICS
-        return of_output or len(self._owners) >= MOST_TOPICS
+        of_stats = is_stats(topic) and len(self.stats) >= MOST_STATS_TOPICS
+        return of_output or of_stats or len(self._owners) >= MOST_TOPICS
 
     def _changed(self, topic: bytes) -> None:
         if is_output(topic):
             self.output = tuple(filter(is_output, self._owners))
+        elif is_stats(topic):
+            self.stats = tuple(filter(is_stats, self._owners))
+
+
+class Audience:
+    """Those who hear statistics on an endpoint of the config. libzmq itself keeps count of them.
+
+    Args:
+        sock: an XPUB that is bound.
+        changed: told when other topics are subscribed to than before.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: zmq.Socket[bytes],
+        changed: Callable[[], None],
+    ) -> None:
+        self._told_apart: set[bytes] = set()
+        self._others = 0
+        """Topics that are too long, or too many, and so mean all."""
+        self._loop = loop
+        self._socket = sock
+        self._changed = changed
+        self._to_read = False
+        loop.add_reader(sock.fileno(), self._read)
+        self._read_soon()
+
+    @property
+    def topics(self) -> frozenset[bytes]:
+        """Those that somebody subscribes to."""
+        return frozenset((*self._told_apart, b"") if self._others > 0 else self._told_apart)
+
+    def send(self, topic: bytes, body: bytes) -> None:
+        """Tell those who want it."""
+        self._socket.send_multipart([topic, body], zmq.NOBLOCK)
+        self._read_soon()
+
+    def close(self) -> None:
+        """Have nobody hear any more."""
+        self._loop.remove_reader(self._socket.fileno())
+        self._socket.close()
+
+    def _read_soon(self) -> None:
+        if not self._to_read:
+            self._to_read = True
+            self._loop.call_soon(self._read)
+
+    def _read(self) -> None:
+        self._to_read = False
+        if self._socket.closed:
+            return
+        before = self.topics
+        for _ in range(BATCH):
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            self._note(frame[:1], frame[1:])
+        else:
+            self._read_soon()
+        if self.topics != before:
+            self._changed()
+
+    def _note(self, sign: bytes, topic: bytes) -> None:
+        """The first subscription to a topic (zmq_socket(3), ZMQ_XPUB), or the end of the last."""
+        if sign == b"\0":
+            if topic in self._told_apart:
+                self._told_apart.remove(topic)
+            else:
+                self._others -= 1
+        elif sign == b"\1":
+            if len(topic) <= LONGEST_TOPIC and len(self._told_apart) < MOST_STATS_TOPICS:
+                self._told_apart.add(topic)
+            else:
+                self._others += 1
 
 
 class Events:
@@ -101,15 +182,19 @@ class Events:
     ) -> None:
         self.on_output_wanted: Callable[[tuple[bytes, ...]], None] = lambda topics: None
         """Told the topics of output that are subscribed to, each time they change."""
+        self.on_stats_wanted: Callable[[frozenset[bytes]], None] = lambda topics: None
+        """Told the same of statistics, on whichever endpoint."""
         self._loop = loop
         self._context = context
         self._wall = wall
         self._own: zmq.Socket[bytes] | None = None
         self._outside: dict[zmq.Socket[bytes], bool] = {}
         """With each, whether what processes wrote is hidden there."""
+        self._audience: Audience | None = None
         self._manual = zmq.zmq_version_info() >= (4, 3, 5)
         self._topics = Topics()
         self._told: tuple[bytes, ...] = ()
+        self._told_stats: frozenset[bytes] = frozenset()
         self._echoes: list[bytes] = []
         self._to_read = False
         self._refused = False
@@ -128,12 +213,19 @@ class Events:
         """
         self._outside[self._make(zmq.PUB, endpoint, 0o600, -1)] = hidden
 
-    def _make(self, kind: int, endpoint: str, mode: int, group: int) -> zmq.Socket[bytes]:
+    def serve_stats(self, endpoint: str) -> None:
+        """Publish statistics on another endpoint; raises SysupError when it can't be bound."""
+        made = self._make(zmq.XPUB, endpoint, 0o600, -1, manual=False)
+        self._audience = Audience(self._loop, made, self._tell_stats_wanted)
+
+    def _make(
+        self, kind: int, endpoint: str, mode: int, group: int, *, manual: bool = True
+    ) -> zmq.Socket[bytes]:
         made: zmq.Socket[bytes] = self._context.socket(kind)
         made.setsockopt(zmq.LINGER, LINGER)
         made.setsockopt(zmq.SNDHWM, QUEUED)
         made.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
-        if kind == zmq.XPUB and self._manual:
+        if kind == zmq.XPUB and manual and self._manual:
             made.setsockopt(zmq.XPUB_MANUAL, 1)
         try:
             bind(made, endpoint, mode, group)
@@ -149,7 +241,9 @@ class Events:
         for each in (self._own, *self._outside):
             if each is not None:
                 each.close()
-        self._own = None
+        if self._audience is not None:
+            self._audience.close()
+        self._own = self._audience = None
         self._outside.clear()
 
     # ---- telling -------------------------------------------------------------------------
@@ -167,9 +261,20 @@ class Events:
         """Tell those who want it what a process wrote."""
         self._send(topic, {**payload, "time": self._wall()})
 
+    def publish_stats(self, topic: bytes, payload: Mapping[str, Any]) -> None:
+        """Tell those who want them figures."""
+        body = protocol.encode_event(payload)
+        if self._topics.stats:
+            self._send_to_own(topic, body)
+        if self._audience is not None:
+            self._audience.send(topic, body)
+
     def _send(self, topic: bytes, fields: Mapping[str, Any]) -> None:
+        self._send_to_own(topic, protocol.encode_event(fields))
+
+    def _send_to_own(self, topic: bytes, body: bytes) -> None:
         if self._own is not None:
-            self._own.send_multipart([topic, protocol.encode_event(fields)], zmq.NOBLOCK)
+            self._own.send_multipart([topic, body], zmq.NOBLOCK)
             self._read_soon()
 
     # ---- subscriptions -------------------------------------------------------------------
@@ -195,9 +300,17 @@ class Events:
         if self._topics.output != self._told:
             self._told = self._topics.output
             self.on_output_wanted(self._told)
+        self._tell_stats_wanted()
         echoes, self._echoes = self._echoes, []
         for topic in echoes:
             self._send(topic, {})
+
+    def _tell_stats_wanted(self) -> None:
+        outside = self._audience.topics if self._audience is not None else ()
+        wanted = frozenset((*self._topics.stats, *outside))
+        if wanted != self._told_stats:
+            self._told_stats = wanted
+            self.on_stats_wanted(wanted)
 
     def _note(self, own: zmq.Socket[bytes], frame: zmq.Frame) -> None:
         """A subscription, b"\\1TOPIC", or its end, b"\\0TOPIC" (zmq_socket(3), ZMQ_XPUB)."""
@@ -208,7 +321,7 @@ class Events:
             self._topics.remove(topic, self._peer(frame))
             if self._manual:
                 own.setsockopt(zmq.UNSUBSCRIBE, entered(topic))
-        elif sign != b"\1" or self._is_output_by_chance(topic):
+        elif sign != b"\1" or is_by_chance(topic):
             return
         elif len(topic) > LONGEST_TOPIC or not (
             is_echo or self._topics.add(topic, self._peer(frame))
@@ -221,10 +334,6 @@ class Events:
                 own.setsockopt(zmq.SUBSCRIBE, entered(topic))
             if is_echo:
                 self._echoes.append(topic)
-
-    def _is_output_by_chance(self, topic: bytes) -> bool:
-        """Whether it is a beginning of `output.` that nobody can mean."""
-        return bool(topic) and protocol.OUTPUT.encode().startswith(topic) and not is_output(topic)
 
     def _peer(self, frame: zmq.Frame) -> int | None:
         """The descriptor of who sent it; None if it has gone, or libzmq counts by itself."""
@@ -239,6 +348,17 @@ class Events:
 def is_output(topic: bytes) -> bool:
     """Whether it is a topic of output."""
     return topic.startswith(protocol.OUTPUT.encode())
+
+
+def is_stats(topic: bytes) -> bool:
+    """Whether it is a topic of statistics."""
+    return topic.startswith(protocol.STATS.encode())
+
+
+def is_by_chance(topic: bytes) -> bool:
+    """Whether it is a beginning of `output.` or `stat.` that nobody can mean."""
+    kinds = (protocol.OUTPUT.encode(), protocol.STATS.encode())
+    return bool(topic) and any(len(topic) < len(k) and k.startswith(topic) for k in kinds)
 
 
 def entered(topic: bytes) -> bytes:

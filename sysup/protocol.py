@@ -42,6 +42,9 @@ EVENTS_SOCKET = "events"
 OUTPUT = "output."
 """What the topics of output begin with."""
 
+STATS = "stat."
+"""What the topics of statistics begin with."""
+
 ECHO = "~"
 """A subscription to `~ANYTHING` is answered by a message of that topic, so a client knows that
 it and those before it are in force. In the order of bytes it is the last of all topics, as
@@ -226,6 +229,16 @@ def split_topic(data: bytes) -> tuple[str, str]:
 def output_topic(watcher: str, wid: int, stream: str) -> bytes:
     """The topic of the output of a stream."""
     return f"{OUTPUT}{event_name(watcher)}.{wid}.{stream}".encode()
+
+
+def stats_topic(watcher: str, pid: int | None = None) -> bytes:
+    """The topic of the figures of a process, or of its watcher.
+
+    Circus's clients split topics at dots, so those in the name are hyphens here, which circus-top
+    turns back into dots.
+    """
+    name = event_name(watcher).replace(".", "-")
+    return f"{STATS}{name}".encode() if pid is None else f"{STATS}{name}.{pid}".encode()
 
 
 def pack(data: bytes) -> str:

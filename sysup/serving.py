@@ -64,6 +64,8 @@ class Serving:
             self._bind(options.endpoint, self._serve_endpoint)
         if options.pubsub_endpoint:
             self._bind(options.pubsub_endpoint, self._publish_on)
+        if options.statsd and options.stats_endpoint:
+            self._bind(options.stats_endpoint, self._control.publish_stats_on)
 
     @property
     def endpoint(self) -> str:
@@ -74,6 +76,12 @@ class Serving:
     def events_endpoint(self) -> str:
         """Where the app tells what happens."""
         return f"ipc://{self._directory}/{protocol.EVENTS_SOCKET}"
+
+    @property
+    def stats_endpoint(self) -> str:
+        """Where the app tells figures of its processes."""
+        served = self._options.statsd and self._options.stats_endpoint
+        return served or self.events_endpoint
 
     def _serve_given(self, fd: int) -> str:
         """Serve on a control socket that systemd holds; returns its path, empty if that can't be.

@@ -1,7 +1,9 @@
 """Figures of processes, from /proc, in the shape that Circus's clients know.
 
 One pass through /proc serves all processes of one question, so what it costs grows with the
-number of processes and not with its square. Parsing takes text; only `Stats` reads files.
+number of processes and not with its square. It is made in steps of one process each, some tens of
+microseconds, between which whoever drives it may do other things. Parsing takes text; only
+`Stats` and the functions at the end read files.
 """
 
 from __future__ import annotations
@@ -10,25 +12,33 @@ import os
 import pwd
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Generator
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[None, None, T]
+"""Work in small steps, and what comes of it."""
+Infos: TypeAlias = dict[int, dict[str, Any] | str]
+"""What is told of processes, by pid."""
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 REMEMBERED = 16384
 """Processes whose last CPU time is kept, for the rate since then."""
+NAMED_FOR = 5.0
+"""Seconds for which the user and the program of a process, if it looks like the same, are known."""
+UNITS = "KMGTPEZY"
 GONE = "No such process (stopped?)"
 NOT_KNOWN = "N/A"
 """As Circus words them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(NamedTuple):
     """What /proc/PID/stat tells (proc(5)); times in seconds, sizes in bytes."""
 
     pid: int
+    comm: str
     ppid: int
     nice: int
     cpu_time: float
@@ -38,14 +48,28 @@ class Figures:
     resident: int
 
 
+class Seen(NamedTuple):
+    """A process as it was when it was last looked at."""
+
+    cpu_time: float
+    at: float
+    comm: str
+    owner: str
+    program: str
+    read_at: float
+    """When the last two were read, which takes as long as all else."""
+
+
 def parse_stat(text: str) -> Figures:
     """Read a line of /proc/PID/stat. Raises ValueError when it is none."""
     head, _, tail = text.rpartition(")")
-    fields = tail.split()
+    fields = tail.split(maxsplit=22)
     if len(fields) < 22:
         raise ValueError("not a line of /proc/PID/stat")
+    pid, _, comm = head.partition(" (")
     return Figures(
-        pid=int(head.partition(" ")[0]),
+        pid=int(pid),
+        comm=comm,
         ppid=int(fields[1]),
         nice=int(fields[16]),
         cpu_time=(int(fields[11]) + int(fields[12])) / TICKS,
@@ -64,12 +88,19 @@ def parse_memory(text: str) -> int:
     raise ValueError("no MemTotal in /proc/meminfo")
 
 
+def parse_ppid(text: str) -> int:
+    """The parent alone, of a line of /proc/PID/stat. Raises ValueError when it is none."""
+    _, _, tail = text.rpartition(")")
+    _, ppid, _ = tail.split(maxsplit=2)
+    return int(ppid)
+
+
 def human_bytes(number: int) -> str:
     """A size as Circus writes it: 1.46M."""
-    for at, unit in reversed(list(enumerate("KMGTPEZY", start=1))):
-        if number >= 1 << 10 * at:
-            return f"{round(number / (1 << 10 * at), 2)}{unit}"
-    return f"{number}B"
+    at = min((number.bit_length() - 1) // 10, len(UNITS))
+    if at <= 0:
+        return f"{number}B"
+    return f"{round(number / (1 << 10 * at), 2)}{UNITS[at - 1]}"
 
 
 def clock_time(seconds: float) -> str:
@@ -114,7 +145,7 @@ class Stats:
     def __init__(self, clock: Callable[[], float] = since_boot) -> None:
         self._clock = clock
         self._memory = parse_memory(read("/proc/meminfo"))
-        self._last: dict[tuple[int, float], tuple[float, float]] = {}
+        self._seen: dict[tuple[int, float], Seen] = {}
 
     def info(self, pid: int, wall: float) -> dict[str, Any] | str:
         """Figures of one process, its children left out; GONE when there is none.
@@ -124,65 +155,94 @@ class Stats:
         figures = figures_of(pid)
         return GONE if figures is None else self._describe(figures, self._clock(), wall)
 
-    def infos(self, pids: Collection[int], wall: float) -> dict[int, dict[str, Any] | str]:
-        """Figures of several processes and their children, by pid; GONE for those that are."""
-        figures = read_all()
-        below: dict[int, list[Figures]] = defaultdict(list)
-        for each in figures.values():
-            below[each.ppid].append(each)
+    def infos(self, pids: Collection[int], wall: float) -> Steps[Infos]:
+        """Figures of several processes and their children; GONE for those that are."""
+        found, below = yield from read_all(frozenset(pids))
         now = self._clock()
-        answer: dict[int, dict[str, Any] | str] = {}
+        answer: Infos = {}
         for pid in pids:
-            if pid not in figures:
+            if pid not in found:
                 answer[pid] = GONE
                 continue
-            info = self._describe(figures[pid], now, wall)
+            info = self._describe(found[pid], now, wall)
             info["children"] = [self._describe(c, now, wall) for c in below.get(pid, ())]
             answer[pid] = info
+            yield
         return answer
 
     def _describe(self, figures: Figures, now: float, wall: float) -> dict[str, Any]:
         age = max(0.0, now - figures.start)
-        pid = figures.pid
+        seen, rate = self._look(figures, now)
         return {
             "mem_info1": human_bytes(figures.resident),
             "mem_info2": human_bytes(figures.virtual),
-            "cpu": self._rate(figures, now),
+            "cpu": rate,
             "mem": round(100 * figures.resident / self._memory, 3),
             "ctime": clock_time(figures.cpu_time),
-            "pid": pid,
-            "username": owner(pid),
+            "pid": figures.pid,
+            "username": seen.owner,
             "nice": figures.nice,
             "create_time": round(wall - age, 2),
             "age": round(age, 2),
-            "cmdline": program(pid),
+            "cmdline": seen.program,
             "children": [],
         }
 
-    def _rate(self, figures: Figures, now: float) -> float:
-        """Per cent of one CPU since the last question; 0 at the first."""
-        key = (figures.pid, figures.start)
-        cpu_time, at = self._last.pop(key, (figures.cpu_time, now))
-        self._last[key] = (figures.cpu_time, now)
-        if len(self._last) > REMEMBERED:
-            del self._last[next(iter(self._last))]
-        if now <= at:
-            return 0.0
-        return round(100 * (figures.cpu_time - cpu_time) / (now - at), 1)
+    def _look(self, figures: Figures, now: float) -> tuple[Seen, float]:
+        """A process as it is, and its per cent of one CPU since the last look; 0 at the first."""
+        pid, comm, cpu_time = figures.pid, figures.comm, figures.cpu_time
+        key = (pid, figures.start)
+        before = self._seen.pop(key, None)
+        if before is None or before.comm != comm or now - before.read_at >= NAMED_FOR:
+            seen = Seen(cpu_time, now, comm, owner(pid), program(pid), now)
+        else:
+            seen = Seen(cpu_time, now, comm, before.owner, before.program, before.read_at)
+        self._seen[key] = seen
+        if len(self._seen) > REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        if before is None or now <= before.at:
+            return seen, 0.0
+        return seen, round(100 * (cpu_time - before.cpu_time) / (now - before.at), 1)
+
+
+def whole(work: Steps[T]) -> T:
+    """Do all steps at once."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 def figures_of(pid: int) -> Figures | None:
     """Figures of one process; None when it has gone."""
+    text = stat_line(pid)
+    return parse_stat(text) if text else None
+
+
+def stat_line(pid: int) -> str:
+    """Of /proc/PID/stat; empty when the process has gone."""
     try:
-        return parse_stat(read(f"/proc/{pid}/stat"))
+        return read(f"/proc/{pid}/stat")
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return ""
 
 
-def read_all() -> dict[int, Figures]:
-    """Figures of every process, by pid."""
-    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
-    return {pid: found for pid in pids if (found := figures_of(pid)) is not None}
+def read_all(pids: Collection[int]) -> Steps[tuple[dict[int, Figures], dict[int, list[Figures]]]]:
+    """Look at every process: figures of these by pid, and of their children by parent."""
+    found: dict[int, Figures] = {}
+    below: dict[int, list[Figures]] = defaultdict(list)
+    for name in os.listdir("/proc"):
+        if not name.isdecimal():
+            continue
+        text = stat_line(pid := int(name))
+        if text and pid in pids:
+            found[pid] = parse_stat(text)
+        if text and (ppid := parse_ppid(text)) in pids:
+            below[ppid].append(found.get(pid) or parse_stat(text))
+        yield
+    return found, below
 
 
 def owner(pid: int) -> str:

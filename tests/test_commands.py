@@ -108,7 +108,7 @@ class FakeApp:
     def own_stats(self) -> Any:
         return {"pid": 1}
 
-    def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
+    async def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
         return {
             w.name: {str(body.process.pid): {"cpu": 0.0} for _, body in w.slots.bodies}
             for w in watchers

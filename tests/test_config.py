@@ -359,13 +359,13 @@ def test_what_circus_let_pass_is_a_warning_in_its_files() -> None:
         "[plugin:p]\nuse = my.Plugin\n[other]\nx = 1\n"
     )
     assert [line.split(" ", 1)[0] for line in warnings(config)] == [
-        *("2:", "3:", "4:", "6:", "7:", "9:", "11:", "13:", "14:"),
+        *("3:", "4:", "6:", "7:", "9:", "11:", "13:", "14:"),
     ]
     spec = config.watchers["web"]
     assert spec.free == {"NumProcesses": "2", "my.key": "1"}
     assert spec.stdout_stream is not None
     assert (spec.stdout_stream.cls, spec.ready, spec.hooks) == ("QueueStream", "spawn", {})
-    assert config.daemon.statsd is False
+    assert config.daemon.statsd is True
 
 
 def test_defaults_that_are_off_are_no_news() -> None:

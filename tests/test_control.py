@@ -15,7 +15,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from sysup.commands import COMMANDS, App, Command, Later, Properties
+from sysup.commands import COMMANDS, App, Command, Later, Properties, Soon
 from sysup.config import Role
 from sysup.control import BATCH, Control
 from sysup.endpoints import listen
@@ -130,6 +130,20 @@ def test_a_cast_gets_no_answer(server: Server) -> None:
 
     assert server.run(ask())["id"] == "ping"
     assert server.ran[0] == "note"
+
+
+def test_what_comes_soon_is_waited_for_by_all(server: Server) -> None:
+    server.have("soon", lambda p: Soon(server._later()))
+
+    async def ask() -> None:
+        client, other = server.client(), server.client()
+        await client.send_json({"id": 1, "command": "soon"})
+        assert (await server.ask(other, "ping"))["status"] == "ok"
+        assert not await client.poll(0)
+        server.gate.set()
+        assert json.loads(await client.recv())["done"] is True
+
+    server.run(ask())
 
 
 def test_who_waits_is_answered_at_the_end(server: Server) -> None:

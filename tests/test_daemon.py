@@ -29,6 +29,7 @@ from sysup.protocol import MessageError, SysupError
 from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.serving import BIND_AGAIN
 from sysup.source import Files, load, write
+from sysup.stats import Infos, Steps
 from tests.world import World
 
 
@@ -43,12 +44,19 @@ class FakeControl:
         self.served: dict[str, Role | None] = {}
         self.closed = False
         self.hidden: set[str] = set()
-        self.events = SimpleNamespace(publish=self.publish, publish_output=lambda *message: None)
+        self.events = SimpleNamespace(
+            publish=self.publish,
+            publish_output=lambda *message: None,
+            publish_stats=lambda *message: None,
+        )
 
     def serve(self, endpoint: str, role: Role, mode: int = 0o600, group: int = -1) -> None:
         self._bind(endpoint, role)
 
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
+        self._bind(endpoint, None)
+
+    def publish_stats_on(self, endpoint: str) -> None:
         self._bind(endpoint, None)
 
     def publish_outside(self, endpoint: str, *, hidden: bool) -> None:
@@ -302,7 +310,7 @@ def test_options(host: Host) -> None:
     assert daemon.options() == {
         "endpoint": f"ipc://{directory}/control",
         "pubsub_endpoint": f"ipc://{directory}/events",
-        "stats_endpoint": None,
+        "stats_endpoint": f"ipc://{directory}/events",
         "check_delay": 3.0,
         "multicast_endpoint": None,
     }
@@ -326,14 +334,38 @@ def test_add_and_remove(host: Host) -> None:
 
 def test_stats(host: Host) -> None:
     daemon, run = host.run(WEB)
-    host.patch.setattr(
-        daemon._stats, "infos", lambda pids, wall: {pid: {"cpu": 1.0} for pid in pids}
-    )
+
+    def infos(pids: list[int], wall: float) -> Steps[Infos]:
+        yield
+        return {pid: {"cpu": 1.0} for pid in pids}
+
+    host.patch.setattr(daemon._meter._asked, "infos", infos)
     host.world.loop.advance(10.0)
-    (row,) = daemon.stats([daemon.watchers["web"]])["web"].values()
+    (row,) = host.world.run(daemon.stats([daemon.watchers["web"]]))["web"].values()
     assert (row["cpu"], row["wid"]) == (1.0, 1)
     assert row["started"] == pytest.approx(module.wall() - 10.0, abs=5.0)
     assert daemon.sockets() == []
+    assert daemon.own_stats()["pid"] == os.getpid()
+    finish(host, daemon, run)
+
+
+@pytest.mark.parametrize(
+    ("options", "served"),
+    [
+        ("", False),
+        ("statsd = True", True),
+        ("stats_endpoint = tcp://127.0.0.1:7557", True),
+    ],
+)
+def test_statistics_are_served_where_that_is_said(host: Host, options: str, served: bool) -> None:
+    """As Circus does: it has an address for them by default, and uses it if `statsd` is set."""
+    daemon, run = host.run(f"[circus]\n{options}\n[watcher:web]\ncmd = web\n")
+    endpoint = daemon.options()["stats_endpoint"]
+    assert endpoint.startswith("tcp://127.0.0.1:") is served
+    assert (endpoint in host.control.served) is True
+    assert [e.rpartition(":")[2] for e in host.control.served].count("5557") == (
+        served and "7557" not in options
+    )
     finish(host, daemon, run)
 
 

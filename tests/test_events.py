@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 import pytest
 import zmq
 
-from sysup.events import LONGEST_TOPIC, MOST_OUTPUT_TOPICS, MOST_TOPICS, Events, Topics, concealed
+from sysup.events import (
+    LONGEST_TOPIC,
+    MOST_OUTPUT_TOPICS,
+    MOST_STATS_TOPICS,
+    MOST_TOPICS,
+    Events,
+    Topics,
+    concealed,
+)
 
 T = TypeVar("T")
 PATIENCE = 60.0
@@ -92,6 +100,8 @@ class Stage:
         self.own, self.outside = f"ipc://{directory}/events", f"ipc://{directory}/outside"
         self.events.serve(self.own, 0o600, -1)
         self.events.serve_outside(self.outside, hidden=True)
+        self.stats = f"ipc://{directory}/stats"
+        self.events.serve_stats(self.stats)
         self.clients: list[zmq.Socket[bytes]] = []
 
     def until(self, condition: Callable[[], T]) -> T:
@@ -200,3 +210,62 @@ def test_nothing_is_told_after_the_end(stage: Stage) -> None:
     stage.events.close()
     stage.events.publish("web", "stop", {})
     stage.events.publish_output(b"output.web.1.stdout", {})
+
+
+# ---- statistics --------------------------------------------------------------------------
+
+
+def test_statistics_are_wanted_while_somebody_subscribes(stage: Stage) -> None:
+    wanted: list[frozenset[bytes]] = []
+    stage.events.on_stats_wanted = wanted.append
+    stage.subscriber(b"", b"watcher.", b"s", b"stat", b"output.")
+    assert wanted == []
+    one = stage.subscriber(b"stat.web.")
+    assert wanted == [{b"stat.web."}]
+    outside = stage.client(zmq.SUB, stage.stats)
+    outside.subscribe(b"")
+    stage.until(lambda: wanted[-1] == {b"stat.web.", b""})
+    one.close(0)
+    stage.until(lambda: wanted[-1] == {b""})
+    outside.close(0)
+    stage.until(lambda: wanted[-1] == frozenset())
+
+
+def test_statistics_go_to_those_who_want_them(stage: Stage) -> None:
+    wants = stage.subscriber(b"stat.web.")
+    not_so = stage.subscriber(b"", b"s")
+    wanted: list[frozenset[bytes]] = []
+    stage.events.on_stats_wanted = wanted.append
+    outside = stage.client(zmq.SUB, stage.stats)
+    outside.subscribe(b"stat.")
+    stage.until(lambda: wanted and b"stat." in wanted[-1])
+    stage.events.publish_stats(b"stat.web.7", {"cpu": 1.0})
+    stage.events.publish("web", "reap", {})
+    for client in (wants, outside):
+        topic, body = stage.hear(client)
+        assert (topic, json.loads(body)) == (b"stat.web.7", {"cpu": 1.0})
+    if stage.events._manual:
+        assert stage.hear(not_so)[0] == b"watcher.web.reap"
+
+
+def test_too_many_topics_of_statistics_mean_all(stage: Stage) -> None:
+    wanted: list[frozenset[bytes]] = []
+    stage.events.on_stats_wanted = wanted.append
+    client = stage.client(zmq.SUB, stage.stats)
+    topics = [b"stat.%d" % n for n in range(MOST_STATS_TOPICS + 2)] + [b"x" * 2000]
+    for topic in topics:
+        client.subscribe(topic)
+    stage.until(lambda: wanted and b"" in wanted[-1])
+    stage.until(lambda: len(wanted[-1]) == MOST_STATS_TOPICS + 1)
+    for topic in topics:
+        client.unsubscribe(topic)
+    stage.until(lambda: wanted[-1] == frozenset())
+
+
+def test_what_is_no_subscription_is_none_of_statistics(stage: Stage) -> None:
+    wanted: list[frozenset[bytes]] = []
+    stage.events.on_stats_wanted = wanted.append
+    client = stage.client(zmq.XSUB, stage.stats)
+    for message in (b"", b"nonsense", b"\0never", b"\0", b"\1stat."):
+        client.send(message)
+    stage.until(lambda: wanted == [{b"stat."}])

@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | frozenset({"runtime", "source", "signals", "ledger", "lot"}),
     frozenset({"endpoints", "events", "taps", "diary", "log", "board", "turns"})
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
-    | frozenset({"outputs", "commands", "control", "serving", "pulse", "herald"})
+    | frozenset({"outputs", "meter", "commands", "control", "serving", "pulse", "pace", "herald"})
     | frozenset({"estate", "restore", "sharing", "reload", "upgrade"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),

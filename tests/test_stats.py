@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysup import stats
-from sysup.stats import Stats, clock_time, human_bytes, parse_memory, parse_stat
+from sysup.stats import (
+    Stats,
+    clock_time,
+    human_bytes,
+    parse_memory,
+    parse_ppid,
+    parse_stat,
+    whole,
+)
 
 LINE = (
     "22307 ({name}) S 22296 22307 22307 0 -1 4194560 214 0 0 0 {user} {system} 0 0 20 -5 1 0 "
@@ -47,7 +55,9 @@ def test_stat_is_read() -> None:
 
 @given(st.text(st.characters(exclude_characters="\0"), max_size=15))
 def test_a_name_may_hold_anything(name: str) -> None:
-    assert parse_stat(line(name)) == parse_stat(line())
+    figures = parse_stat(line(name))
+    assert figures == parse_stat(line())._replace(comm=name)
+    assert parse_ppid(line(name)) == 22296
 
 
 @pytest.mark.parametrize("text", ["", "12", "12 (sh) S 1 2", "no line at all"])
@@ -116,13 +126,36 @@ def test_remembers_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = Stats()
     figures = [parse_stat(line(start=start)) for start in range(10)]
     for each in figures:
-        answers._rate(each, now=1.0)
-    assert len(answers._last) == 3
+        answers._look(each, now=1.0)
+    assert len(answers._seen) == 3
+
+
+def test_a_name_is_read_again_when_it_may_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, comm, reads = 100.0, "sh", 0
+    answers = Stats(clock=lambda: now)
+
+    def program(pid: int) -> str:
+        nonlocal reads
+        reads += 1
+        return f"{comm}{reads}"
+
+    def cmdline() -> str:
+        info = answers.info(22307, wall=0.0)
+        assert isinstance(info, dict)
+        return str(info["cmdline"])
+
+    monkeypatch.setattr(stats, "figures_of", lambda pid: parse_stat(line(comm)))
+    monkeypatch.setattr(stats, "program", program)
+    assert [cmdline(), cmdline()] == ["sh1", "sh1"]
+    comm = "web"
+    assert [cmdline(), cmdline()] == ["web2", "web2"]
+    now += stats.NAMED_FOR
+    assert [cmdline(), cmdline()] == ["web3", "web3"]
 
 
 def test_a_process_and_its_child_in_circus_shape() -> None:
     with child("nice -n 5 sh -c 'echo ready; read x'; exit 0") as pid:
-        info = Stats().infos([pid], wall=1_000_000.0)[pid]
+        info = whole(Stats().infos([pid], wall=1_000_000.0))[pid]
     assert isinstance(info, dict)
     shape = {
         *("mem_info1", "mem_info2", "cpu", "mem", "ctime", "pid", "username", "nice"),
@@ -142,7 +175,8 @@ def test_a_process_and_its_child_in_circus_shape() -> None:
 def test_a_process_that_has_gone_is_told_in_words() -> None:
     with subprocess.Popen(["/bin/true"]) as gone:
         gone.wait()
-    assert Stats().infos([gone.pid, os.getpid()], 0.0)[gone.pid] == "No such process (stopped?)"
+    infos = whole(Stats().infos([gone.pid, os.getpid()], 0.0))
+    assert infos[gone.pid] == "No such process (stopped?)"
     assert Stats().info(gone.pid, 0.0) == "No such process (stopped?)"
 
 
@@ -177,5 +211,6 @@ def test_only_what_is_asked_for_is_described(monkeypatch: pytest.MonkeyPatch) ->
         return real(path)
 
     monkeypatch.setattr(os, "listdir", listdir)
-    assert set(Stats().infos([os.getpid(), os.getppid()], 0.0)) == {os.getpid(), os.getppid()}
+    pids = {os.getpid(), os.getppid()}
+    assert set(whole(Stats().infos(pids, 0.0))) == pids
     assert lists == 1

@@ -229,6 +229,8 @@ class _Loader:
         defaults = {o.attr: o.circus for o in DAEMON_OPTIONS.values() if o.circus is not None}
         if not self._report.circus:
             defaults = {}
+        if found.get("stats_endpoint"):
+            found["statsd"] = True
         spec = DaemonSpec(**{**defaults, **found})
         for name in _ENDPOINTS:
             endpoint = getattr(spec, name)

@@ -366,13 +366,16 @@ class DaemonSpec:
         Endpoint(), None, "further address for events", circus="tcp://127.0.0.1:5556"
     )
     stats_endpoint: str | None = option(
-        Later(Endpoint()), None, "address for statistics", circus="tcp://127.0.0.1:5557"
+        Endpoint(),
+        None,
+        "further address for statistics; named, it switches `statsd` on",
+        circus="tcp://127.0.0.1:5557",
     )
     tcp_plain_role: Role | None = option(
         Choice(*Role), None, "what anyone who can reach a plain TCP endpoint may do"
     )
     endpoint_owner: str | None = option(Account(), None, "owner of an `ipc://` endpoint")
-    statsd: bool = option(Later(FLAG), False, "publish statistics")
+    statsd: bool = option(FLAG, False, "publish statistics at `stats_endpoint`, too")
     multicast_endpoint: str | None = option(
         Later(Text(r"udp://[^\s/]+:\d+", "udp://GROUP:PORT")), None, "discovery by multicast"
     )

@@ -1,0 +1,91 @@
+"""How long the loop was blocked at most."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sysup import pace
+from sysup.pace import LATELY, Loop, Pace
+
+
+class Clock:
+    """Stands still but for what is done and waited for."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(time, "monotonic", clock)
+    return clock
+
+
+@pytest.fixture
+def paced(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pace]:
+    def select(_: Pace, timeout: float | None = None) -> list[object]:
+        clock.now += timeout or 0.0
+        return []
+
+    monkeypatch.setattr(selectors.EpollSelector, "select", select)
+    paced = Pace()
+    yield paced
+    paced.close()
+
+
+def turn(paced: Pace, clock: Clock, work: float, wait: float = 0.0) -> None:
+    clock.now += work
+    paced.select(wait)
+
+
+def test_the_longest_turn_is_known_and_waiting_is_none(paced: Pace, clock: Clock) -> None:
+    for work in (0.01, 0.3, 0.02):
+        turn(paced, clock, work, wait=5.0)
+    assert paced.longest == pytest.approx(0.3)
+    assert paced.lately == pytest.approx(0.3)
+
+
+def test_what_is_long_ago_is_not_lately(paced: Pace, clock: Clock) -> None:
+    turn(paced, clock, 0.3, wait=LATELY)
+    turn(paced, clock, 0.1)
+    assert paced.lately == pytest.approx(0.3), "within the last minute or two"
+    clock.now += LATELY
+    paced.select(LATELY)  # a turn of a minute, in which nothing else could be
+    assert paced.lately == pytest.approx(LATELY)
+    turn(paced, clock, 0.1)
+    turn(paced, clock, 0.1, wait=LATELY)
+    turn(paced, clock, 0.1)
+    assert paced.lately == pytest.approx(0.1)
+    assert paced.longest == pytest.approx(LATELY)
+
+
+def test_a_silence_is_no_turn(paced: Pace, clock: Clock) -> None:
+    turn(paced, clock, 0.3, wait=10 * LATELY)
+    assert paced.lately == 0.0
+    assert paced.longest == pytest.approx(0.3)
+
+
+def test_a_loop_tells_it() -> None:
+    loop = Loop()
+    try:
+        loop.run_until_complete(asyncio.sleep(0))
+        told = pace.figures(loop)
+    finally:
+        loop.close()
+    assert told.keys() == {"loop_blocked", "loop_blocked_lately"}
+    assert 0 <= told["loop_blocked_lately"] <= told["loop_blocked"]
+
+
+def test_another_loop_does_not() -> None:
+    loop = asyncio.new_event_loop()
+    assert pace.figures(loop) == {}
+    loop.close()
