@@ -37,6 +37,7 @@ help:
 	@echo 'make bench   measure, with other supervisors and loggers beside it'
 	@echo 'make chaos   kill, upgrade and stop the daemon under load, for an hour; see what was lost'
 	@echo 'make install build, and install for systemd (packaging/install.mk has its variables)'
+	@echo 'make deb     a package for Debian, in dist/'
 	@echo 'make format  put the Python code in shape'
 	@echo 'make clean   remove all that was built'
 
@@ -99,3 +100,4 @@ $(READY): $(BUILT)
 	@touch $@
 
 include packaging/install.mk
+include packaging/packages.mk

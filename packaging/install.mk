@@ -5,6 +5,7 @@
 #     make install DESTDIR=/tmp/tree        all of it into a tree, for a package
 #     make install PYTHON=/usr/bin/python3.12
 #     make install VENDOR='cysystemd'       bring along these instead of all that PYTHON lacks
+#     make install BUILT= MAKES=python3     with an extension that lies in sysup/, and without .venv
 #
 # What PYTHON has of sysup's dependencies is used from there (Debian: python3-cffi-backend,
 # python3-click, python3-zmq); the rest is put beside sysup by pip. The programs look for modules
@@ -20,15 +21,20 @@ sysusersdir ?= $(prefix)/lib/sysusers.d
 tmpfilesdir ?= $(prefix)/lib/tmpfiles.d
 datadir ?= $(prefix)/share
 docdir ?= $(datadir)/doc/sysup
+mandir ?= $(datadir)/man
+zshdir ?= zsh/site-functions
 DESTDIR ?=
 
 RUNS_ON = $(shell command -v $(or $(PYTHON),/usr/bin/python3))
+# What can import sysup where it lies, for that which is made from it.
+MAKES ?= $(BIN)/python
 VENDOR ?= $(shell $(RUNS_ON) -I packaging/lacking.py)
 MODULES := $(shell find sysup -name '*.py' -o -name '*.pyi' -o -name py.typed)
 UNITS := sysup@.service sysup-guard@.service sysup@.socket sysup.target
 EXAMPLES := sysup-web@.socket hardening.conf example.ini
-COMPLETIONS = bash-completion/completions/sysupctl zsh/site-functions/_sysupctl \
+COMPLETIONS = bash-completion/completions/sysupctl $(zshdir)/_sysupctl \
     fish/vendor_completions.d/sysupctl.fish
+MANUAL = man1/sysupctl.1 man5/sysup.ini.5 man8/sysupd.8 man8/sysup@.service.8
 
 D = $(DESTDIR)
 PUT := install -D -m 0644
@@ -64,6 +70,8 @@ install: $(BUILT)
 	    chmod 0644 "$(D)$$to/$${unit#user/}"; \
 	done
 	@install -D -m 0755 units/stop-post '$(D)$(privatedir)/stop-post'
+	@$(FILL_IN) packaging/running >'$(D)$(privatedir)/running'
+	@chmod 0755 '$(D)$(privatedir)/running'
 	@$(PUT) units/sysusers.d/sysup.conf '$(D)$(sysusersdir)/sysup.conf'
 	@$(PUT) units/tmpfiles.d/sysup.conf '$(D)$(tmpfilesdir)/sysup.conf'
 	@$(PUT) -t '$(D)$(docdir)' README.md CHANGELOG.md LICENSE docs/*.md
@@ -72,8 +80,10 @@ install: $(BUILT)
 	    $(PUT) units/example.ini '$(D)$(sysconfdir)/sysup/example.ini'
 	@set -e; for file in $(COMPLETIONS); do \
 	    mkdir -p '$(D)$(datadir)/'$${file%/*}; \
-	    $(BIN)/sysupctl completion $$(expr $$file : '\([a-z]*\)') >'$(D)$(datadir)/'$$file; \
+	    $(MAKES) -c 'from sysup.ctl import main; main()' completion \
+	        $$(expr $$file : '\([a-z]*\)') >'$(D)$(datadir)/'$$file; \
 	done
+	@$(MAKES) -m docs.man '$(D)$(mandir)'
 	@[ -n '$(D)' ] || [ ! -d /run/systemd/system ] || \
 	    { systemd-sysusers && systemd-tmpfiles --create sysup.conf && systemctl daemon-reload; }
 	@echo 'installed; try: systemctl start sysup@example'
@@ -84,4 +94,4 @@ uninstall:
 	rm -f '$(D)$(bindir)/sysupd' '$(D)$(bindir)/sysupctl'
 	rm -f $(UNITS:%='$(D)$(unitdir)/%') $(UNITS:%='$(D)$(userunitdir)/%')
 	rm -f '$(D)$(sysusersdir)/sysup.conf' '$(D)$(tmpfilesdir)/sysup.conf'
-	rm -f $(COMPLETIONS:%='$(D)$(datadir)/%')
+	rm -f $(COMPLETIONS:%='$(D)$(datadir)/%') $(MANUAL:%='$(D)$(mandir)/%')

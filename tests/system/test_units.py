@@ -16,6 +16,7 @@ UNITS = "/usr/local/lib/systemd"
 EXAMPLES = "/usr/local/share/doc/sysup/examples"
 PRIVATE = "/usr/local/lib/sysup"
 SYSUP = f"{PRIVATE}/sysup"
+PROGRAMS = (f"{PRIVATE}/stop-post", f"{PRIVATE}/running")
 UNIT_FILES = ("sysup@.service", "sysup-guard@.service", "sysup@.socket", "sysup.target")
 FILES = {
     *("/etc/sysup/example.ini", "/usr/local/bin/sysupctl", "/usr/local/bin/sysupd"),
@@ -26,6 +27,8 @@ FILES = {
     "/usr/local/share/bash-completion/completions/sysupctl",
     "/usr/local/share/zsh/site-functions/_sysupctl",
     "/usr/local/share/fish/vendor_completions.d/sysupctl.fish",
+    *(f"/usr/local/share/man/{name}" for name in ("man1/sysupctl.1", "man5/sysup.ini.5")),
+    *(f"/usr/local/share/man/man8/{name}" for name in ("sysupd.8", "sysup@.service.8")),
 }
 EXPOSED, HARDENED = 9.0, 4.0
 """What docs/systemd.md says of the exposure level, out of ten: it is below that."""
@@ -53,7 +56,7 @@ def test_install_puts_everything_in_its_place(installed: Path) -> None:
 def test_what_is_installed_cannot_be_written_by_others(installed: Path) -> None:
     for name, path in files(installed).items():
         mode = stat.S_IMODE(path.stat().st_mode)
-        is_program = name.startswith("/usr/local/bin/") or name == f"{PRIVATE}/stop-post"
+        is_program = name.startswith("/usr/local/bin/") or name in PROGRAMS
         is_program |= name.startswith(f"{PRIVATE}/vendor/") and ".so" in path.suffixes
         wanted = 0o755 if is_program else 0o644
         assert mode == wanted, name
@@ -78,7 +81,7 @@ def test_uninstall_leaves_what_was_configured(installed: Path, tmp_path: Path) -
 def test_systemd_finds_no_fault_in_the_units(machine: Container, scope: str) -> None:
     command = (
         f"export XDG_RUNTIME_DIR=/run; cp {EXAMPLES}/sysup-web@.socket /etc/systemd/system &&"
-        f" systemd-analyze verify --{scope} --recursive-errors=yes {UNITS}/{scope}/sysup*"
+        f" systemd-analyze verify --man=no --{scope} --recursive-errors=yes {UNITS}/{scope}/sysup*"
         " $(find /etc/systemd/$0 -name 'sysup*')"
     )
     done = machine.run(["sh", "-c", command, scope], check=False)
