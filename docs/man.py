@@ -165,12 +165,7 @@ def blocks(markdown: str) -> Iterator[list[str]]:
     """Headings, paragraphs, tables, lists and examples, each as its lines."""
     block: list[str] = []
     for line in markdown.splitlines():
-        first = block[0] if block else ""
-        if first.startswith("```") and (len(block) == 1 or block[-1] != "```"):
-            block.append(line)
-        elif first.startswith("    ") and (not line or line.startswith("    ")):
-            block.append(line)
-        elif line and block and not first.startswith(("    ", "```")):
+        if block and _goes_on(block, line):
             block.append(line)
         else:
             if block:
@@ -178,6 +173,15 @@ def blocks(markdown: str) -> Iterator[list[str]]:
             block = [line] if line else []
     if block:
         yield block
+
+
+def _goes_on(block: list[str], line: str) -> bool:
+    """Whether a line is of the block above it."""
+    if block[0].startswith("```"):
+        return len(block) == 1 or block[-1] != "```"
+    if block[0].startswith("    "):
+        return not line or line.startswith("    ")
+    return bool(line)
 
 
 def _heading(level: int, text: str) -> Iterator[str]:
