@@ -21,12 +21,10 @@
  * Nor does a process that is killed say whether its last system call was done. So what the
  * call will do is noted before it, and it shows afterwards whether it did: of a read in
  * the arena (struct reading), of messages too, where the kernel counts them (send.c), of
- * a write in the file itself (file.c). Of a write to a pipe or terminal nothing shows. */
-#include "arena.h"
+ * a write in the file itself (written.c). Of a write to a pipe or terminal nothing shows. */
+#include "arena_parts.h"
 
 #include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,85 +35,10 @@
 
 #include "native.h"
 
-enum {
-    N_CLASSES = 10, /* blocks of 256 bytes to half a unit */
-    WARM_UNITS = 4,
-    PAGE_BYTES = 4096,
-    RUN = 0xfe,     /* in the table: the first unit of a block that has whole units ... */
-    RUN_ON = 0xff,  /* ... and its others; 0: free; n: blocks of class n - 1 */
-};
-
 static const uint64_t magic = UINT64_C(0x32616e6572615f73);
 static const size_t sizes[] = {(size_t)4 << 30, (size_t)1 << 30, (size_t)256 << 20};
 
-/* At the beginning of the mapping. */
-struct head {
-    uint64_t magic;
-    uint64_t layout;
-    uint64_t n_units;
-    uint64_t serial;
-    unsigned char pattern[PATTERN_BYTES]; /* no text has these bytes: no UTF-8 has 0xf8 to 0xff */
-    struct reading reading;
-    uint64_t n_changes; /* to be done; 0 while they are being noted */
-    struct change {
-        uint64_t offset, value;
-    } changes[CHANGES];
-    uint8_t table[];
-};
-
-/* In the data of a free block of a class. */
-struct link {
-    struct block *previous, *next;
-};
-
-struct arena {
-    pthread_mutex_t lock;
-    struct head *head;
-    int memfd;
-    bool frozen;
-    unsigned n_changes;         /* noted so far */
-    size_t size;
-    size_t lowest;              /* no unit below it is free */
-    size_t n_warm;
-    uint16_t *live;             /* of a unit that is cut: its blocks in use */
-    bool *warm;                 /* free, but not given to the system */
-    struct block *spare[N_CLASSES];
-    size_t fresh[N_CLASSES];    /* the unit that is being cut, 0: none ... */
-    size_t fresh_at[N_CLASSES]; /* ... and how far it is */
-};
-
-static size_t class_size(unsigned class)
-{
-    return (size_t)256 << class;
-}
-
-static char *unit_at(const struct arena *arena, size_t unit)
-{
-    return (char *)arena->head + unit * UNIT_BYTES;
-}
-
-static size_t unit_of(const struct arena *arena, const struct block *block)
-{
-    return (size_t)((const char *)block - (const char *)arena->head) / UNIT_BYTES;
-}
-
-static struct link *link_of(struct block *block)
-{
-    return (struct link *)block->data;
-}
-
-/* What is written before this is there when what is written after it is. */
-static void in_order(void)
-{
-    atomic_signal_fence(memory_order_seq_cst);
-}
-
 /* ---- units ----------------------------------------------------------------------- */
-
-static size_t head_units(size_t n_units)
-{
-    return (sizeof(struct head) + n_units + UNIT_BYTES - 1) / UNIT_BYTES;
-}
 
 /* The first of `count` free ones in a row; 0: there are none. */
 static size_t find_units(struct arena *arena, size_t count)
@@ -132,7 +55,7 @@ static size_t find_units(struct arena *arena, size_t count)
     return 0;
 }
 
-static void discard(struct arena *arena, size_t unit, size_t count)
+void arena_discard(struct arena *arena, size_t unit, size_t count)
 {
     madvise(unit_at(arena, unit), count * UNIT_BYTES, arena->memfd < 0 ? MADV_DONTNEED : MADV_REMOVE);
 }
@@ -146,7 +69,7 @@ static size_t take_units(struct arena *arena, size_t count, uint8_t use)
     if (use == RUN)
         ((struct block *)unit_at(arena, first))->saved = 0;
     else if (arena->warm[first])
-        discard(arena, first, 1);
+        arena_discard(arena, first, 1);
     in_order();
     for (size_t unit = first; unit < first + count; unit++) {
         arena->head->table[unit] = unit == first ? use : RUN_ON;
@@ -164,7 +87,7 @@ static void give_units(struct arena *arena, size_t first, size_t count)
             arena->warm[unit] = true;
             arena->n_warm++;
         } else {
-            discard(arena, unit, 1);
+            arena_discard(arena, unit, 1);
         }
     }
     if (first < arena->lowest)
@@ -173,7 +96,7 @@ static void give_units(struct arena *arena, size_t first, size_t count)
 
 /* ---- blocks of a class ----------------------------------------------------------- */
 
-static void put_spare(struct arena *arena, unsigned class, struct block *block)
+void arena_put_spare(struct arena *arena, unsigned class, struct block *block)
 {
     *link_of(block) = (struct link){NULL, arena->spare[class]};
     if (arena->spare[class])
@@ -224,7 +147,7 @@ static struct block *take_small(struct arena *arena, unsigned class)
 static void give_small(struct arena *arena, unsigned class, struct block *block)
 {
     size_t unit = unit_of(arena, block), size = class_size(class);
-    put_spare(arena, class, block);
+    arena_put_spare(arena, class, block);
     if (--arena->live[unit] || arena->fresh[class] == unit)
         return;
     for (size_t at = 0; at < UNIT_BYTES; at += size)
@@ -371,61 +294,6 @@ void arena_commit(struct arena *arena)
     arena->n_changes = 0;
 }
 
-struct reading *arena_reading(struct arena *arena)
-{
-    return &arena->head->reading;
-}
-
-static bool is_pattern(const struct head *head, const char *window, uint64_t at)
-{
-    return (unsigned char)window[at] == head->pattern[at % PATTERN_BYTES];
-}
-
-void arena_expect(struct arena *arena, const struct reading *reading, char *window)
-{
-    struct head *head = arena->head;
-    uint64_t unfilled = reading->length - reading->filled;
-    for (uint64_t at = unfilled; at < reading->length; at++)
-        window[at] = (char)head->pattern[at % PATTERN_BYTES];
-    /* Where a page is missing, a read of a process that is to die may bring less. */
-    for (uint64_t at = 0; reading->filled && at < unfilled; at += PAGE_BYTES)
-        *(volatile char *)&window[at] = 0;
-    head->reading = *reading;
-    if (!reading->filled)
-        head->reading.end = (int64_t)arena_offset(arena, window);
-    in_order();
-    head->reading.window = arena_offset(arena, window);
-    in_order();
-}
-
-void arena_got(struct arena *arena, size_t length)
-{
-    struct reading *reading = &arena->head->reading;
-    in_order();
-    if (length)
-        reading->end = (int64_t)(reading->window + length);
-    else
-        reading->window = 0;
-    in_order();
-}
-
-size_t arena_found(const struct arena *arena)
-{
-    const struct head *head = arena->head;
-    const struct reading *reading = &head->reading;
-    if (!reading->window || reading->window > arena->size || reading->length > arena->size - reading->window ||
-        reading->filled > reading->length)
-        return 0;
-    uint64_t came = (uint64_t)reading->end - reading->window;
-    if (reading->end)
-        return came <= reading->length ? came : 0;
-    const char *window = arena_at(arena, reading->window);
-    uint64_t found = reading->length, least = reading->length - reading->filled;
-    while (found > least && is_pattern(head, window, found - 1))
-        found--;
-    return least == 0 ? found : found > least ? reading->length : 0;
-}
-
 static uint64_t layout(void)
 {
     const size_t parts[] = {sizeof(struct head), sizeof(struct block), UNIT_BYTES, N_CLASSES};
@@ -492,8 +360,6 @@ static void begin(struct head *head, size_t n_units)
     head->magic = magic;
 }
 
-static void sweep(struct arena *arena);
-
 int arena_new(int memfd, struct arena **ret_arena)
 {
     struct arena *arena = calloc(1, sizeof *arena);
@@ -514,7 +380,7 @@ int arena_new(int memfd, struct arena **ret_arena)
     arena->lowest = head_units(n_units);
     if (arena->head->magic) {
         apply(arena->head);
-        sweep(arena);
+        arena_sweep(arena);
     } else {
         begin(arena->head, n_units);
     }
@@ -532,114 +398,4 @@ void arena_free(struct arena *arena)
     free(arena->live);
     free(arena->warm);
     free(arena);
-}
-
-/* ---- taking over ----------------------------------------------------------------- */
-
-static bool is_saved(const struct block *block)
-{
-    return block->saved != 0;
-}
-
-/* Nothing in it is trusted: a block of `size` bytes, of which something is saved. */
-static bool is_sound(const struct block *block, size_t size)
-{
-    uint64_t first = block->saved >> 32, last = (uint32_t)block->saved;
-    return is_saved(block) && block->size == size - sizeof *block && first < last && last <= block->size;
-}
-
-static size_t run_length(const struct block *block)
-{
-    return (block->size + sizeof *block) / UNIT_BYTES;
-}
-
-/* The bytes of the block at the beginning of a run; 0: it isn't one. */
-static size_t run_bytes(const struct head *head, size_t unit, const struct block *block)
-{
-    size_t count = run_length(block);
-    if (count == 0 || count > head->n_units - unit)
-        return 0;
-    for (size_t next = unit + 1; next < unit + count; next++)
-        if (head->table[next] != RUN_ON)
-            return 0;
-    return count * UNIT_BYTES;
-}
-
-/* Whether the block is to be kept: for what is saved of it, or for a read into it. */
-static bool is_live(struct arena *arena, const struct block *block, size_t size)
-{
-    uint64_t window = arena->head->reading.window, at = arena_offset(arena, block);
-    if (is_sound(block, size))
-        return true;
-    return window && window >= at && window < at + size && block->size == size - sizeof *block;
-}
-
-static size_t sweep_class(struct arena *arena, size_t unit, unsigned class)
-{
-    size_t size = class_size(class);
-    arena->live[unit] = 0;
-    for (size_t at = 0; at < UNIT_BYTES; at += size) {
-        struct block *block = (struct block *)(unit_at(arena, unit) + at);
-        arena->live[unit] += is_live(arena, block, size);
-    }
-    for (size_t at = 0; arena->live[unit] && at < UNIT_BYTES; at += size) {
-        struct block *block = (struct block *)(unit_at(arena, unit) + at);
-        if (!is_live(arena, block, size)) {
-            block->saved = 0;
-            put_spare(arena, class, block);
-        }
-    }
-    return arena->live[unit] ? 1 : 0;
-}
-
-/* The units from `unit` on that stay, 0: it is free. */
-static size_t sweep_unit(struct arena *arena, size_t unit)
-{
-    uint8_t use = arena->head->table[unit];
-    if (use && use <= N_CLASSES)
-        return sweep_class(arena, unit, use - 1u);
-    const struct block *block = (const struct block *)unit_at(arena, unit);
-    size_t bytes = use == RUN ? run_bytes(arena->head, unit, block) : 0;
-    return bytes && is_live(arena, block, bytes) ? bytes / UNIT_BYTES : 0;
-}
-
-/* Free what nothing is saved of. */
-static void sweep(struct arena *arena)
-{
-    size_t n_units = arena->head->n_units, unit = head_units(n_units), freed = 0;
-    while (unit < n_units) {
-        size_t kept = sweep_unit(arena, unit);
-        if (kept == 0) {
-            arena->head->table[unit++] = 0;
-            freed++;
-            continue;
-        }
-        if (freed)
-            discard(arena, unit - freed, freed);
-        freed = 0;
-        unit += kept;
-    }
-    if (freed)
-        discard(arena, unit - freed, freed);
-}
-
-static bool is_used(uint8_t use)
-{
-    return use == RUN || (use && use <= N_CLASSES);
-}
-
-void arena_each(struct arena *arena, arena_visit *visit, void *context)
-{
-    for (size_t unit = head_units(arena->head->n_units); unit < arena->head->n_units; unit++) {
-        uint8_t use = arena->head->table[unit];
-        size_t step = use == RUN ? UNIT_BYTES : is_used(use) ? class_size(use - 1u) : UNIT_BYTES;
-        for (size_t at = 0; is_used(arena->head->table[unit]) && at < UNIT_BYTES; at += step) {
-            struct block *block = (struct block *)(unit_at(arena, unit) + at);
-            if (!is_saved(block))
-                continue;
-            block->begin = block->saved >> 32;
-            block->end = (uint32_t)block->saved;
-            visit(context, block);
-        }
-    }
 }

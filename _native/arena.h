@@ -98,6 +98,11 @@ static inline size_t block_holds(const struct block *block)
     return block ? (size_t)(block->end - block->begin) : 0;
 }
 
+static inline struct block *block_of(const void *data)
+{
+    return (struct block *)((char *)data - offsetof(struct block, data));
+}
+
 /* The value of `saved` for all that is in use now. */
 static inline uint64_t block_range(const struct block *block)
 {

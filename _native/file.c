@@ -18,7 +18,6 @@
  * room for. */
 #include "pump.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -37,120 +36,6 @@ enum { POLLED_BYTES = 512 }; /* a pipe that polls writable takes PIPE_BUF, a ter
 
 static const int64_t look_pause = 5 * MILLISECOND;
 static const int64_t poll_pause = 10 * MILLISECOND;
-
-/* ---- a write that another process has died in ------------------------------------ */
-
-/* Where in it the file has what comes next: how many of its first bytes. A write that is cut
- * off by SIGKILL ends at a page's end (generic_perform_write), and others may append too. */
-static size_t bytes_at(const char *found, size_t n, uint64_t at, const struct block *batch, bool first)
-{
-    enum { PAGE = 4096 };
-    const char *data = batch->data + batch->begin;
-    size_t most = block_holds(batch) < n ? block_holds(batch) : n, same = 0;
-    while (same < most && found[same] == data[same])
-        same++;
-    bool ends = same == block_holds(batch) || (at + same) % PAGE == 0 || (first && same == n);
-    return ends ? same : 0;
-}
-
-/* How much of the batch was written from `size` on: there, or at the beginning of a later
- * line, where others write too. */
-static size_t written_since(int fd, uint64_t size, struct block *batch, size_t length)
-{
-    size_t room = length + ((size_t)1 << 20), same = 0;
-    char *found = malloc(room);
-    ssize_t n = found ? pread(fd, found, room, (off_t)size) : -1;
-    uint64_t end = batch->end;
-    batch->end = batch->begin + length;
-    for (const char *at = found; n > 0 && at && at < found + n && !same;) {
-        size_t left = (size_t)(found + n - at);
-        same = bytes_at(at, left, size + (size_t)(at - found), batch, at == found);
-        at = memchr(at, '\n', left);
-        at = at ? at + 1 : NULL;
-    }
-    batch->end = end;
-    free(found);
-    return same;
-}
-
-/* The file of that number among those of its directory, where it may have been renamed. */
-static int find_inode(const struct file *file, const struct saved_sink *saved)
-{
-    int found = -1;
-    DIR *directory = opendir(file->directory);
-    const struct dirent *entry;
-    struct stat st;
-    while (directory && found < 0 && (entry = readdir(directory))) {
-        if (entry->d_ino != saved->inode)
-            continue;
-        found = openat(dirfd(directory), entry->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        if (found >= 0 && (fstat(found, &st) < 0 || st.st_dev != saved->device || st.st_ino != saved->inode)) {
-            close(found);
-            found = -1;
-        }
-    }
-    if (directory)
-        closedir(directory);
-    return found;
-}
-
-static int open_written(const struct file *file, const struct saved_sink *saved)
-{
-    char path[32];
-    struct stat st;
-    if (fstat(file->fd, &st) < 0 || st.st_dev != saved->device || st.st_ino != saved->inode)
-        return file->path ? find_inode(file, saved) : -1;
-    snprintf(path, sizeof path, "/proc/self/fd/%d", file->fd);
-    return open(path, O_RDONLY | O_CLOEXEC);
-}
-
-/* The file has these bytes of the batch. */
-static void took(struct sink *sink, size_t n)
-{
-    bool cut = sink->batch->data[sink->batch->begin + n - 1] != '\n';
-    sink->file.line_ends = !cut;
-    arena_change(sink->target.pump->arena, &sink->saved->cut, cut);
-    sink_took(sink, n);
-}
-
-static size_t found_in_file(const struct sink *sink)
-{
-    const struct saved_sink *saved = sink->saved;
-    size_t length = saved->writing < sink_holds(sink) ? (size_t)saved->writing : sink_holds(sink);
-    int fd = length ? open_written(&sink->file, saved) : -1;
-    size_t written = fd >= 0 ? written_since(fd, saved->size, sink->batch, length) : 0;
-    if (fd >= 0)
-        close(fd);
-    return written;
-}
-
-/* A process that dies in a write, or just after, does not say how much it wrote. */
-static void settle(struct sink *sink)
-{
-    size_t written = 0;
-    if (sink->saved->inode)
-        written = found_in_file(sink);
-    else if (was_sent(sink, 0))
-        written = sent_length(sink, 0);
-    if (written && written <= sink_holds(sink))
-        took(sink, written);
-    sink->saved->writing = 0;
-}
-
-/* Say what will be written, for settle. */
-static void announce(struct sink *sink, size_t length)
-{
-    struct saved_sink *saved = sink->saved;
-    struct stat st;
-    if (!sink->file.rotates || !arena_outlives(sink->target.pump->arena) || fstat(sink->file.fd, &st) < 0)
-        return;
-    saved->size = (uint64_t)st.st_size;
-    saved->device = st.st_dev;
-    saved->inode = st.st_ino;
-    atomic_signal_fence(memory_order_seq_cst);
-    saved->writing = length;
-    atomic_signal_fence(memory_order_seq_cst);
-}
 
 /* ---- opening --------------------------------------------------------------------- */
 
@@ -263,7 +148,7 @@ static int use(struct sink *sink, int fd)
     file->made = time_made(fd, &st);
     file->line_ends = file->line_ends && !sink->saved->cut;
     if (sink->saved->writing)
-        settle(sink);
+        file_settle(sink);
     if (file->size == 0) {
         file->line_ends = true;
         if (sink_holds(sink) == 0)
@@ -317,7 +202,7 @@ static ssize_t write_some(struct sink *sink, const char *data, size_t length)
         if (length > POLLED_BYTES)
             length = POLLED_BYTES;
     }
-    announce(sink, length);
+    file_announce(sink, length);
     ssize_t n = write(file->fd, data, length);
     if (n <= 0)
         sink->saved->writing = 0;
@@ -351,7 +236,7 @@ static void wrote(struct sink *sink, size_t n)
 {
     struct file *file = &sink->file;
     file->size += n;
-    took(sink, n);
+    file_took(sink, n);
     if (file->options.flags & SINK_SYNC && atomic_exchange(&file->clean, false))
         target_tell(&sink->target, PUMP_SINK_DIRTY, 0, false);
 }
@@ -421,7 +306,7 @@ static int file_open_again(struct sink *sink)
     sink->insists = false;
     if (!file->path) {
         if (sink->saved->writing)
-            settle(sink);
+            file_settle(sink);
         return 0;
     }
     if (file->fd >= 0 && file->rotates && !file->line_ends && sink_holds(sink)) {

@@ -11,24 +11,18 @@
  *
  * journald reads both in its own time. It may be slower than we are, be stopped or start
  * anew; its sockets belong to systemd and stay. So a send never waits: when the queue is
- * full the sink is BUSY. Waking up for each datagram that is taken would cost more than
- * the datagram; so where the queue is long enough to live on for a while, we pause: such
- * that about half of it is left when we come back. */
+ * full the sink is BUSY. */
 #include "pump.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
-
-#include <linux/sockios.h>
 
 enum {
     ENTRIES = MESSAGES,
@@ -39,10 +33,6 @@ enum {
     LINES_BUFFER = 1 << 20,
     LARGE_BYTES = 1 << 16,
 };
-
-static const int64_t pause_least = MILLISECOND;
-static const int64_t pause_most = 8 * MILLISECOND;
-static const int64_t retry_pause = 10 * MILLISECOND;
 
 #define PRIORITY(n) "PRIORITY=" #n "\nMESSAGE="
 #define PARTIAL(n) "PRIORITY=" #n "\nSYSUP_PARTIAL=1\nMESSAGE="
@@ -97,65 +87,6 @@ static void begin_at(struct sink *sink, const struct cursor *cursor)
     if (begin > batch->end)
         begin = batch->end;
     sink_took(sink, begin - batch->begin);
-}
-
-/* ---- a full queue ---------------------------------------------------------------- */
-
-static int unread_bytes(const struct sink *sink)
-{
-    int n = 0;
-    ioctl(sink->journal.fd, SIOCOUTQ, &n);
-    return n;
-}
-
-static void stop_watching(struct sink *sink)
-{
-    if (sink->journal.watched)
-        pump_unwatch(sink->target.pump, sink->journal.fd);
-    sink->journal.watched = false;
-}
-
-/* Found at the next send after a pause: was it right? */
-static void adjust_pause(struct sink *sink)
-{
-    struct journal *journal = &sink->journal;
-    if (!journal->unread)
-        return;
-    int left = unread_bytes(sink);
-    if (left < journal->unread / 4)
-        journal->pause /= 2;
-    else if (left > journal->unread / 2 && journal->pause < pause_most)
-        journal->pause += journal->pause / 2;
-    if (journal->pause < pause_least / 8)
-        journal->pause = pause_least / 8;
-    journal->unread = 0;
-}
-
-static int wait_for_room(struct sink *sink)
-{
-    struct journal *journal = &sink->journal;
-    journal->unread = unread_bytes(sink);
-    if (journal->pause >= pause_least) {
-        stop_watching(sink);
-        sink_schedule(sink, clock_ns() + journal->pause);
-    } else if (!journal->watched) {
-        journal->watched = pump_watch(sink->target.pump, journal->fd, EPOLLOUT, &sink->target) == 0;
-        if (!journal->watched)
-            sink_schedule(sink, clock_ns() + retry_pause);
-    }
-    return -EAGAIN;
-}
-
-static int cannot_send(struct sink *sink, int error)
-{
-    if (error == EAGAIN)
-        return wait_for_room(sink);
-    stop_watching(sink);
-    if (error == ENOBUFS) {
-        sink_schedule(sink, clock_ns() + retry_pause);
-        return -EAGAIN;
-    }
-    return -error;
 }
 
 /* ---- entries --------------------------------------------------------------------- */
@@ -282,7 +213,7 @@ static int send_entries(struct sink *sink, struct entry *entries, int n)
 static int flush_entries(struct sink *sink)
 {
     struct entry entries[ENTRIES];
-    adjust_pause(sink);
+    send_begins(sink);
     while (sink_holds(sink)) {
         int n = read_entries(sink, entries);
         if (n == 0) { /* empty records alone */
@@ -293,10 +224,10 @@ static int flush_entries(struct sink *sink)
         if (sent == -EINTR)
             continue;
         if (sent < 0)
-            return cannot_send(sink, -sent);
+            return send_failed(sink, -sent);
         begin_at(sink, &entries[sent - 1].after);
     }
-    stop_watching(sink);
+    send_ends(sink);
     return 0;
 }
 
@@ -395,7 +326,7 @@ static ssize_t send_runs(struct sink *sink, struct runs *runs, bool credentials)
 static int flush_lines(struct sink *sink)
 {
     struct runs runs;
-    adjust_pause(sink);
+    send_begins(sink);
     while (sink_holds(sink) || sink->journal.owes_newline) {
         if (!sink_holds(sink))
             return 0; /* the newline goes before the next line, or at the end */
@@ -410,10 +341,10 @@ static int flush_lines(struct sink *sink)
         if (n == -EINTR)
             continue;
         if (n < 0)
-            return cannot_send(sink, (int)-n);
+            return send_failed(sink, (int)-n);
         took_runs(sink, (size_t)n);
     }
-    stop_watching(sink);
+    send_ends(sink);
     return 0;
 }
 
@@ -445,7 +376,7 @@ static int connect_to(const char *path, int fd, bool lines, const char *header)
 
 static void journal_close(struct sink *sink)
 {
-    stop_watching(sink);
+    send_ends(sink);
     if (sink->journal.fd >= 0)
         close(sink->journal.fd);
     sink->journal.fd = -1;
@@ -519,7 +450,6 @@ int sink_journal_new(struct pump *pump, uint64_t id, const struct journal_spec *
     struct journal *journal = &sink->journal;
     journal->fd = -1;
     journal->credentials = spec->credentials;
-    journal->pause = pause_least;
     journal->path = strdup(spec->path);
     journal->header = spec->header ? strdup(spec->header) : NULL;
     sink->refresh_ms = spec->refresh_ms;

@@ -17,14 +17,7 @@
 #include "pump.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <sys/ioctl.h>
-#include <unistd.h>
-
-enum {
-    BLIND_BYTES = 4096, /* of one read of what does not say how much it has */
-};
 
 /* ---- the unfinished line --------------------------------------------------------- */
 
@@ -57,58 +50,7 @@ size_t lines_held(const struct stream *stream)
     return block_holds(stream->partial);
 }
 
-/* ---- reading --------------------------------------------------------------------- */
-
-/* Moved into the arena's file, which costs twice as much as a read; the kernel notes where
- * it ends. */
-static ssize_t move_into(struct stream *stream, struct reading *reading, char *window)
-{
-    struct pump *pump = stream->target.pump;
-    arena_expect(pump->arena, reading, window);
-    int64_t *end = &arena_reading(pump->arena)->end;
-    ssize_t n = splice(stream->fd, NULL, pump->memfd, end, reading->length, SPLICE_F_NONBLOCK);
-    return n < 0 ? -errno : n;
-}
-
-static ssize_t read_filled(struct stream *stream, struct reading *reading, char *window)
-{
-    arena_expect(stream->target.pump->arena, reading, window);
-    ssize_t n = read(stream->fd, window, reading->length);
-    return n < 0 ? -errno : n;
-}
-
-/* What read(2) does, or -errno; where the arena outlives the process, so that the next one
- * can tell how many bytes have come. A pipe that has many bytes gives them all to one read;
- * where it has few, or its writer has made them packets (pipe(2), O_DIRECT), they are
- * moved. What is no pipe, like a terminal, or can't be moved, is read blindly. */
-static ssize_t read_into(struct stream *stream, char *window, size_t limit)
-{
-    struct arena *arena = stream->target.pump->arena;
-    if (!arena_outlives(arena)) {
-        ssize_t got = read(stream->fd, window, limit);
-        return got < 0 ? -errno : got;
-    }
-    struct reading reading = {.stream = stream->target.id, .before = stream_bytes(stream), .length = limit};
-    int unread = 0;
-    ssize_t n = -ENOTSUP;
-    if (stream->is_pipe && ioctl(stream->fd, FIONREAD, &unread) < 0)
-        unread = 0;
-    size_t told = (size_t)unread < limit ? (size_t)unread : limit;
-    if (told > PATTERN_BYTES && !stream->packets) {
-        reading.length = told;
-        reading.filled = PATTERN_BYTES;
-        n = read_filled(stream, &reading, window);
-        stream->packets = n >= 0 && (size_t)n < reading.length;
-    } else if (stream->is_pipe) {
-        n = move_into(stream, &reading, window);
-    }
-    if (n < 0 && n != -EAGAIN && n != -EINTR) {
-        reading.filled = reading.length = limit < BLIND_BYTES ? limit : BLIND_BYTES;
-        n = read_filled(stream, &reading, window);
-    }
-    arena_got(arena, n < 0 ? 0 : (size_t)n);
-    return n;
-}
+/* ---- all at once ------------------------------------------------------------------ */
 
 /* All that has changed, at once; `source` is what was passed on, `spent` the unfinished
  * line that was. */
@@ -186,7 +128,7 @@ static ssize_t read_directly(struct stream *stream, size_t limit)
     if (!base)
         return -ENOMEM;
     char *fresh = base + gap;
-    ssize_t n = read_into(stream, fresh, limit);
+    ssize_t n = stream_read(stream, fresh, limit);
     if (n <= 0)
         return n;
     size_t length = (size_t)n;
@@ -395,7 +337,7 @@ static ssize_t read_worked(struct stream *stream, size_t limit, bool full)
         limit = WORKED_BYTES;
     scratch->owner = stream->target.id;
     scratch->begin = scratch->end = 0;
-    ssize_t n = read_into(stream, scratch->data, limit);
+    ssize_t n = stream_read(stream, scratch->data, limit);
     if (n <= 0)
         return n;
     scratch->end = (size_t)n;
