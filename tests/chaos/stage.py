@@ -63,7 +63,7 @@ class Scale:
     """Microseconds between two lines of a process, on average."""
 
 
-SHORT = Scale(children=20, kills=8, upgrades=4, commands=60, stops=1, rounds=1)
+SHORT = Scale(children=20, kills=8, upgrades=4, commands=50, stops=1, rounds=1)
 
 
 @dataclass(frozen=True)
