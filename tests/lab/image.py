@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.lab import rootfs
 from tests.lab.container import Unavailable
 from tests.lab.rootfs import CannotBuild
-from tests.lab.vm import APPEND, DISK, INITRD, KERNEL, MEMORY, OPTIONS, PORT, QEMU, Broken, Vm
+from tests.lab.vm import APPEND, DISK, INITRD, KERNEL, OPTIONS, PORT, QEMU, Broken, Vm
 
 AGENT = Path(__file__).with_name("agent.py")
 BOOT_WITHIN = 300.0
@@ -107,9 +107,8 @@ def _build(image: Path) -> None:
             machine.run(["systemctl", "is-system-running", "--wait"], timeout=BOOT_WITHIN)
             machine.run(["python3", "-c", WARM_UP])
             machine.run(["sync"])
-            machine.save(image / MEMORY)
+            machine.save()
     except (subprocess.CalledProcessError, Broken, AssertionError) as error:
-        shutil.rmtree(image)
         said = error.stderr if isinstance(error, subprocess.CalledProcessError) else error
         raise CannotBuild(f"to make one failed: {said}") from None
 

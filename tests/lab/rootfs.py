@@ -79,7 +79,11 @@ def kept(name: str, recipe: str, build: Callable[[Path], None]) -> Iterator[Path
             if not is_made():
                 stamp.unlink(missing_ok=True)
                 shutil.rmtree(made, ignore_errors=True)
-                build(made)
+                try:
+                    build(made)
+                except BaseException:
+                    shutil.rmtree(made, ignore_errors=True)
+                    raise
                 stamp.write_text(wanted)
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield made
@@ -107,7 +111,6 @@ def mmdebstrap(tree: Path, *options: str) -> None:
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
         )
     except subprocess.CalledProcessError as error:
-        shutil.rmtree(tree, ignore_errors=True)
         raise CannotBuild(f"mmdebstrap failed: {error.stderr[-2000:]}") from None
 
 

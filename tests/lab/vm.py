@@ -56,6 +56,7 @@ class Vm:
 
     Attributes:
         pid: of QEMU.
+        image: what it was made of.
 
     Args:
         image: a directory with KERNEL, INITRD and DISK, and MEMORY to resume it.
@@ -73,18 +74,18 @@ class Vm:
             ours.enter_context(self._monitor)
             theirs.enter_context(far)
             self._console = ours.enter_context(tempfile.TemporaryFile())
-            drive = f"if=none,id=disk,cache=unsafe,format=raw,file={image / DISK}"
-            if resume:
-                drive += ",snapshot=on"
+            snapshot = "on" if resume else "off"
+            drive = f"if=none,id=disk,cache=unsafe,format=raw,file={DISK},snapshot={snapshot}"
             self._process = subprocess.Popen(
                 [
-                    *(QEMU, "-kernel", str(image / KERNEL), "-initrd", str(image / INITRD)),
-                    *("-append", APPEND, "-drive", drive),
+                    *(QEMU, "-kernel", KERNEL, "-initrd", INITRD, "-append", APPEND),
+                    *("-drive", drive),
                     *("-chardev", f"socket,id=agent,fd={there.fileno()}"),
                     *("-chardev", f"socket,id=monitor,fd={far.fileno()}"),
                     *OPTIONS,
-                    *(("-incoming", f"exec:cat {image / MEMORY}") if resume else ()),
+                    *(("-incoming", f"exec:cat {MEMORY}") if resume else ()),
                 ],
+                cwd=image,
                 stdin=subprocess.DEVNULL,
                 stdout=self._console,
                 stderr=self._console,
@@ -163,8 +164,8 @@ class Vm:
         self._console.seek(0)
         return self._console.read()[-3000:].decode(errors="replace")
 
-    def save(self, file: Path) -> None:
-        """Write what it is in the middle of to a file, from which it is resumed; it ends."""
+    def save(self) -> None:
+        """Write what it is in the middle of to its image, to be resumed there; it ends."""
         self._channel.settimeout(PATIENCE)
         with self._monitor.makefile("rw") as monitor:
             monitor.readline()  # a greeting
@@ -181,7 +182,7 @@ class Vm:
 
             ask("qmp_capabilities")
             ask("migrate-set-parameters", **{"max-bandwidth": 1 << 40})
-            ask("migrate", uri=f"exec:cat >{file}")
+            ask("migrate", uri=f"exec:cat >{MEMORY}")
             while (status := ask("query-migrate").get("status")) != "completed":
                 if status in ("failed", "cancelled"):
                     raise Broken(f"cannot be saved: {status}\n{self.console()}")

@@ -145,3 +145,32 @@ def test_packages_come_from_where_this_machine_has_them(tmp_path: Path) -> None:
 
 def test_a_machine_without_apt_has_no_say(tmp_path: Path) -> None:
     assert rootfs.sources(tmp_path) == set()
+
+
+# ---- what is kept ----------------------------------------------------------------------------
+
+
+def test_what_is_kept_is_made_when_its_recipe_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        path.mkdir()
+
+    def fail(path: Path) -> None:
+        raise RuntimeError
+
+    for recipe in ("one", "one", "other"):
+        with rootfs.kept("thing", recipe, make) as path:
+            assert path.is_dir()
+    assert len(made) == 2
+    for how in (fail, make):  # what could not be made is tried again
+        try:
+            with rootfs.kept("thing", "third", how):
+                pass
+        except RuntimeError:
+            assert not path.exists()
+    assert len(made) == 3
