@@ -96,10 +96,17 @@ class Ini(Peer):
         """The section of the daemon itself."""
         return []
 
+    def endpoint(self, directory: Path) -> str:
+        """Where it is commanded."""
+        raise NotImplementedError
+
 
 class Sysup(Ini):
     kind = "sysup"
     program = str(Path(sys.executable).with_name("sysupd"))
+
+    def endpoint(self, directory: Path) -> str:
+        return f"ipc://{directory}/bench/control"
 
 
 class Circus(Ini):
@@ -107,10 +114,13 @@ class Circus(Ini):
     program = "circusd"
     install = "pip"
 
+    def endpoint(self, directory: Path) -> str:
+        return f"ipc://{directory}/endpoint"
+
     def daemon(self, directory: Path) -> list[str]:
         return [
             "[circus]",
-            f"endpoint = ipc://{directory}/endpoint",
+            f"endpoint = {self.endpoint(directory)}",
             f"pubsub_endpoint = ipc://{directory}/pubsub",
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench import lifecycle, output, recovery
+from tests.bench import control, lifecycle, output, recovery
 from tests.bench.peers import (
     BACKUPS,
     ROTATE,
@@ -24,7 +24,7 @@ from tests.bench.peers import (
 )
 from tests.bench.run import Figures, Scale, Tools
 
-MORE_IS_BETTER = frozenset({"MB/s"})
+MORE_IS_BETTER = frozenset({"MB/s", "light/s", "stats/s"})
 NOT_COMPARED = frozenset({"kills", "starts", "files", "others' cores"})
 
 
@@ -75,6 +75,7 @@ ROTATING = (
 )
 STEADY = (*WRITERS, Sysup("refresh 0.3", ("refresh_time = 0.3",)))
 HOLDING = (Sysup(), Circus(), Supervisord())
+COMMANDED = (Sysup(), Circus())
 
 SCENARIOS = {
     "restart": Scenario(
@@ -88,6 +89,12 @@ SCENARIOS = {
     "crash_loop": Scenario(
         "a command that fails at once, 20 s with the defaults", lifecycle.crash_loop, SUPERVISORS
     ),
+    "stats": Scenario(
+        "`stats` of 1,000 children, and a light request meanwhile",
+        control.statistics_of_many,
+        COMMANDED,
+    ),
+    "requests": Scenario("requests, 200 children", control.requests, COMMANDED),
     "bulk": Scenario("one child, 200 MB, 4 KiB writes", output.bulk, WRITERS),
     "lines": Scenario("one child, 200 MB, a write a line", output.lines, WRITERS),
     "many": Scenario(
