@@ -15,10 +15,23 @@ import pytest
 ROOT = Path(__file__).parents[1] / "sysup"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"machine", "plan", "config", "protocol"}),
+    frozenset({"machine", "plan", "config", "protocol", "certificates"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
-    | frozenset({"runtime", "source", "signals", "ledger", "lot"}),
-    frozenset({"endpoints", "events", "taps", "diary", "log", "board", "turns"})
+    | frozenset({"runtime", "source", "signals", "ledger", "lot", "keys"}),
+    frozenset(
+        {
+            "endpoints",
+            "doorman",
+            "peers",
+            "outside",
+            "events",
+            "taps",
+            "diary",
+            "log",
+            "board",
+            "turns",
+        }
+    )
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
     | frozenset({"outputs", "meter", "commands", "control", "serving", "pulse", "pace", "herald"})
     | frozenset({"estate", "restore", "sharing", "reload", "upgrade"}),
