@@ -258,7 +258,9 @@ class Control:
 def _note(request: Request, peer: Peer) -> None:
     """Log who commanded what."""
     name = request.properties.get("name")
-    about = f" {name[:LONGEST_NAME]}" if isinstance(name, str) else ""
+    about = ""
+    if isinstance(name, str):
+        about = f" {name[:LONGEST_NAME] if name.isprintable() else ascii(name[:LONGEST_NAME])}"
     fields = peer.fields()
     told = {"SYSUP_COMMAND": request.command, **fields}
     log.info("%s%s: by %s", request.command, about, called(fields), extra={"sysup": told})

@@ -43,8 +43,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 PURE, SYSTEM = LAYERS[0], LAYERS[1]
 
 OUTSIDE = {
-    "client": frozenset({"protocol"}),
-    "ctl": frozenset({"client", "protocol"}),
+    "keyring": frozenset({"certificates", "protocol"}),
+    "client": frozenset({"keyring", "protocol"}),
+    "ctl": frozenset({"certificates", "client", "keyring", "protocol"}),
     "plugins": frozenset({"client", "protocol"}),
 }
 """Programs that talk to a daemon and load nothing of it: all that each may import."""
