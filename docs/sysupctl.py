@@ -37,6 +37,15 @@ Runtime directories are in `/run/sysup` and, for other users than root, first in
 `$XDG_RUNTIME_DIR/sysup` (`/tmp/sysup-UID` without that variable). `SYSUP_RUNTIME_DIR` stands in
 for all of them. A socket that nobody listens at, or that you may not use, is told at once.
 
+## Over TCP
+
+An app whose config sets `curve_dir` speaks CURVE over TCP: encrypted, and with those alone whose
+keys it knows ([security](security.md#keys)). Your own keys are in the first of `--key FILE`, the
+file in `SYSUPCTL_KEY`, and `~/.config/sysup/client.key_secret`; the daemon's public key in
+`--server-key FILE`, the file in `SYSUPCTL_SERVER_KEY`, `~/.config/sysup/servers/HOST:PORT.key`, and
+`~/.config/sysup/server.key`. Without a key of the daemon's it is plain TCP. `keygen` and
+`authorize` make these files, and ask no daemon.
+
 ## Output
 
 Tables with columns that line up, coloured on a terminal (not with `NO_COLOR` set). In a pipe they

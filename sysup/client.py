@@ -18,6 +18,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -26,7 +27,8 @@ from typing import Any
 
 import zmq
 
-from sysup import protocol
+from sysup import keyring, protocol
+from sysup.keyring import Keyring
 from sysup.protocol import Errno, Request, SysupError
 
 TIMEOUT = 5.0
@@ -35,6 +37,12 @@ LINGER = 1000
 """Milliseconds that a request without reply may take to leave."""
 ACCEPTS = "00010000"
 """In the flags of /proc/net/unix: it listens (net/unix/af_unix.c, __SO_ACCEPTCON)."""
+NOT_LET_IN = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
+"""What a monitor tells then. A daemon that ends in the midst of a handshake looks like the last."""
 ENDPOINT_VARIABLES = ("SYSUPCTL_ENDPOINT", "CIRCUSCTL_ENDPOINT")
 
 
@@ -282,8 +290,11 @@ class Client:
         timeout: seconds that a call waits for its reply, None: for ever. May be changed
             between calls.
         context: the ZeroMQ context to use; by default the process's own.
+        key, server_key: over TCP, the files of the client's own keys and of the daemon's public
+            key; by default those that `keyring.find` finds. Without any it is plain TCP.
     Raises:
         Unreachable: when no daemon is there.
+        SysupError: when a key can't be used.
     """
 
     def __init__(
@@ -291,15 +302,21 @@ class Client:
         target: str | None = None,
         timeout: float | None = TIMEOUT,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        *,
+        key: str | None = None,
+        server_key: str | None = None,
     ) -> None:
         endpoint = target if target and "://" in target else find_endpoint(target)
+        self._keys = keyring.find(endpoint, key, server_key)
         probe(endpoint, TIMEOUT if timeout is None else timeout)
         self.endpoint = endpoint
         self.timeout = timeout
         self._context = context or zmq.Context.instance()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        if self._keys is not None:
+            self._keys.secure(self._socket)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | NOT_LET_IN)
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
@@ -352,7 +369,7 @@ class Client:
 
     def subscribe(self, topics: Iterable[str] = ("",)) -> Subscription:
         """Listen to the daemon's events; see `Subscription`. Raises as `call` does."""
-        return Subscription(self.events_endpoint(), topics, self._context)
+        return Subscription(self.events_endpoint(), topics, self._context, self._keys)
 
     def events_endpoint(self) -> str:
         """Where the daemon publishes; it is asked if its socket isn't beside the control socket."""
@@ -379,7 +396,21 @@ class Client:
     def _forget_the_past(self) -> None:
         """Drop what the monitor told of connections that ended between two calls."""
         while self._monitor.poll(0):
-            self._monitor.recv_multipart()
+            self._hear_of_refusal()
+
+    def _hear_of_refusal(self) -> None:
+        """Raise Unreachable if what the monitor tells is that we were not let in."""
+        kind = int.from_bytes(self._monitor.recv_multipart()[0][:2], sys.byteorder)
+        if not kind & NOT_LET_IN:
+            return
+        keys = self._keys
+        if keys is None:
+            reason = "it wants keys; see --key and --server-key"
+        elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            reason = f"the key {keys.own_path} is not authorized there; see sysupctl authorize"
+        else:
+            reason = f"its key is not that of {keys.server_path}, or it is plain TCP"
+        raise Unreachable(f"cannot reach {self.endpoint}: {reason}", Errno.ACCESS_DENIED)
 
     def _reply_to(self, request: Request) -> dict[str, Any]:
         until = None if self.timeout is None else time.monotonic() + self.timeout
@@ -391,7 +422,7 @@ class Client:
                 if reply.get("id") == request.id or _is_stray_refusal(reply):
                     return reply
             elif self._monitor in ready:
-                self._monitor.recv_multipart()
+                self._hear_of_refusal()
                 raise ConnectionLost("connection lost: sysupd ended before it replied")
             else:
                 raise TimedOut(
@@ -435,6 +466,7 @@ class Subscription:
         endpoint: where the daemon publishes.
         topics: beginnings of the topics wanted, as `watcher.web.`; "" is all events.
         context: the ZeroMQ context to use; by default the process's own.
+        keys: those to use, where it is not plain TCP.
     """
 
     def __init__(
@@ -442,6 +474,7 @@ class Subscription:
         endpoint: str,
         topics: Iterable[str] = ("",),
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        keys: Keyring | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.times_heard = 0
@@ -451,6 +484,8 @@ class Subscription:
         self._early: deque[list[bytes]] = deque()
         self._socket = (context or zmq.Context.instance()).socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
+        if keys is not None and endpoint.startswith("tcp://"):
+            keys.secure(self._socket)
         for topic in topics:
             self._socket.setsockopt(zmq.SUBSCRIBE, topic.encode())
         self._socket.connect(endpoint)

@@ -27,6 +27,15 @@ RANK = {Role.READ: 1, Role.OPERATE: 2, Role.ADMIN: 3}
 """Each role includes those of lower rank."""
 
 
+OPERABLE = frozenset(
+    {"autostart", "graceful_timeout", "max_age", "max_age_variance", "max_retry"}
+    | {"numprocesses", "priority", "respawn", "restart"}
+    | {"stable_after", "stop_signal", "warmup_delay"}
+)
+"""Options that the role *operate* may set, besides those of `flapping.` and `backoff.`: how many
+processes run and when, which `incr`, `restart` and `kill` decide as well. All others may decide
+what code runs, as whom, or where output goes."""
+
 Reply: TypeAlias = Mapping[str, Any]
 
 
@@ -210,15 +219,24 @@ def command(role: Role) -> Callable[[Handler], Handler]:
     return enter
 
 
-def run(app: App, request: Request, role: Role) -> Reply | Later:
-    """Run a command for a peer of this role; raises SysupError with the reason it can't."""
+def changes(request: Request) -> bool:
+    """Whether a command does more than to read."""
+    entry = COMMANDS.get(request.command)
+    return entry is not None and entry.role is not Role.READ
+
+
+def run(app: App, request: Request, role: Role, remedy: str = "ask for more") -> Reply | Later:
+    """Run a command for a peer of this role; raises SysupError with the reason it can't.
+
+    `remedy`: what a peer can do whose role is too small.
+    """
     entry = COMMANDS.get(request.command)
     if entry is None:
         raise UnknownCommand(f"unknown command: '{request.command}'")
     if RANK[role] < RANK[entry.role]:
         raise AccessDenied(
-            f"permission denied: {request.command} needs the role '{entry.role}', this endpoint "
-            f"has '{role}'; use the ipc endpoint, or set tcp_plain_role"
+            f"permission denied: {request.command} needs the role '{entry.role}', you have "
+            f"'{role}'; {remedy}"
         )
     return entry.run(app, Properties(request.properties, role))
 
@@ -572,10 +590,16 @@ def logs(app: App, p: Properties) -> Reply:
     return {"files": sorted({path for watcher in watchers for path in outputs.reopen(watcher)})}
 
 
-@command(Role.ADMIN)
+@command(Role.OPERATE)
 def set_(app: App, p: Properties) -> Later:
-    """Change options of a watcher."""
+    """Change options of a watcher; what runs, and as whom, is for the role admin."""
     watcher, values = find(app, p.text("name")), p.mapping("options")
+    for key in values:
+        if p.role is not Role.ADMIN and not (
+            key in OPERABLE or key.startswith(("flapping.", "backoff."))
+        ):
+            needs = f"set {key[:100]!r} needs the role '{Role.ADMIN}', you have '{p.role}'"
+            raise AccessDenied(f"permission denied: {needs}")
     config.with_options(watcher.spec, values)  # what is wrong is told before the reply
     saves = to_be_saved(p)
 

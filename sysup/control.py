@@ -2,8 +2,8 @@
 
 One ROUTER for each endpoint, because the endpoint decides the role of whoever connects:
 over the ipc socket the file's mode has already let in only those who may command; over
-plain TCP anybody on this machine may connect, so it only reads. Events have sockets of their
-own (events.py).
+plain TCP anybody on this machine may connect, so it only reads; with CURVE it is the peer's key
+that tells. Events have sockets of their own (events.py).
 
 libzmq's descriptor is edge-triggered and any call on the socket may use the edge up, so a
 socket is always read until it has nothing left (in bounded batches), also after a send.
@@ -25,9 +25,11 @@ import zmq
 
 from sysup import commands, protocol
 from sysup.commands import App, Later, Soon
-from sysup.config import Role
+from sysup.doorman import Doorman, secure
 from sysup.endpoints import bind
 from sysup.events import Events
+from sysup.keys import Keys
+from sysup.peers import Access, Peer, called
 from sysup.protocol import Errno, Request, SysupError
 
 log = logging.getLogger("sysup.control")
@@ -36,6 +38,8 @@ BATCH = 64
 """Requests answered before the loop gets its turn."""
 WAITING = 32
 """Requests of one peer that libzmq holds for us; further ones wait in the peer."""
+LONGEST_NAME = 100
+"""Characters of what a command is about that are logged."""
 LINGER = 500
 """Milliseconds that the last replies have to leave."""
 
@@ -56,7 +60,8 @@ class Control:
         self._app = app
         self._wall = wall
         self._context = zmq.Context(io_threads=1)
-        self._routers: dict[zmq.Socket[bytes], Role] = {}
+        self._routers: dict[zmq.Socket[bytes], Access] = {}
+        self._doorman: Doorman | None = None
         self._to_read: set[zmq.Socket[bytes]] = set()
         """Those that are read in the loop's next turn."""
         self.events = Events(loop, self._context, wall)
@@ -70,7 +75,7 @@ class Control:
     def serve(
         self,
         endpoint: str,
-        role: Role,
+        access: Access,
         mode: int = 0o600,
         group: int = -1,
         listener: int | None = None,
@@ -79,7 +84,7 @@ class Control:
 
         Args:
             endpoint: `ipc://PATH` or `tcp://HOST:PORT`.
-            role: what those who connect there may do.
+            access: what those who connect there may do; with keys, it speaks CURVE.
             mode, group: of the socket file of an ipc endpoint.
             listener: a socket that listens at that path already, and is somebody else's: its
                 file is left alone.
@@ -89,11 +94,13 @@ class Control:
         router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
         router.setsockopt(zmq.RCVHWM, WAITING)
         try:
+            if isinstance(access, Keys):
+                self._secure(router, access)
             bind(router, endpoint, mode, group, listener)
         except SysupError:
             router.close(0)
             raise
-        self._routers[router] = role
+        self._routers[router] = access
         self._loop.add_reader(router.fileno(), self._read, router)
         self._read_soon(router)
         self.endpoints.append(endpoint)
@@ -106,20 +113,35 @@ class Control:
         self.endpoints.append(endpoint)
         self._own.append(endpoint)
 
-    def publish_outside(self, endpoint: str, *, hidden: bool) -> None:
+    def publish_outside(self, endpoint: str, *, hidden: bool, keys: Keys | None = None) -> None:
         """Publish events on an endpoint of the config, too; raises as `serve` does.
 
-        `hidden`: without what processes wrote.
+        Args:
+            endpoint: as in `serve`.
+            hidden: without what processes wrote.
+            keys: who may listen; it speaks CURVE.
         """
-        self.events.serve_outside(endpoint, hidden=hidden)
+        if keys is not None:
+            self._watch_the_door(keys)
+        self.events.serve_outside(endpoint, hidden=hidden, keys=keys)
         self.endpoints.append(endpoint)
         self._own.append(endpoint)
 
-    def publish_stats_on(self, endpoint: str) -> None:
+    def publish_stats_on(self, endpoint: str, keys: Keys | None = None) -> None:
         """Publish statistics on an endpoint of the config; raises as `serve` does."""
-        self.events.serve_stats(endpoint)
+        if keys is not None:
+            self._watch_the_door(keys)
+        self.events.serve_stats(endpoint, keys)
         self.endpoints.append(endpoint)
         self._own.append(endpoint)
+
+    def _secure(self, router: zmq.Socket[bytes], keys: Keys) -> None:
+        self._watch_the_door(keys)
+        secure(router, keys)
+
+    def _watch_the_door(self, keys: Keys) -> None:
+        if self._doorman is None:
+            self._doorman = Doorman(self._loop, self._context, keys)
 
     def close(self) -> None:
         """Let the last replies leave, then close everything."""
@@ -129,6 +151,8 @@ class Control:
             self._loop.remove_reader(router.fileno())
             router.close()
         self.events.close()
+        if self._doorman is not None:
+            self._doorman.close()
         self._context.term()
         for endpoint in self._own:
             if endpoint.startswith("ipc://"):
@@ -148,14 +172,15 @@ class Control:
             return
         for _ in range(BATCH):
             try:
-                frames = router.recv_multipart(zmq.NOBLOCK)
+                message = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._take(router, frames)
+            self._take(router, message)
         self._read_soon(router)
 
-    def _take(self, router: zmq.Socket[bytes], frames: list[bytes]) -> None:
+    def _take(self, router: zmq.Socket[bytes], message: list[zmq.Frame]) -> None:
         """One message: [peer, JSON], or [peer, empty, JSON] from a REQ socket."""
+        frames = [frame.bytes for frame in message]
         route = frames[:2] if frames[1] == b"" and len(frames) > 2 else frames[:1]
         data = b"".join(frames[len(route) :])
         try:
@@ -163,16 +188,19 @@ class Control:
         except SysupError as error:
             self._send(router, route, self._refusal(error, protocol.request_id(data)))
             return
-        reply = self._answer(router, route, request)
+        peer = Peer(message[-1], self._routers[router])
+        reply = self._answer(router, route, request, peer)
         if reply is not None and not request.cast:
             self._send(router, route, reply)
 
     def _answer(
-        self, router: zmq.Socket[bytes], route: list[bytes], request: Request
+        self, router: zmq.Socket[bytes], route: list[bytes], request: Request, peer: Peer
     ) -> bytes | None:
         """The reply, or None where it comes when the work is done."""
         try:
-            result = commands.run(self._app, request, self._routers[router])
+            result = commands.run(self._app, request, peer.role, peer.remedy)
+            if commands.changes(request):
+                _note(request, peer)
             fields = result.at_once if isinstance(result, Later) else result
             reply = protocol.ok(fields, request.id, self._wall())
         except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
@@ -225,3 +253,14 @@ class Control:
         except zmq.ZMQError as error:  # the peer is gone or reads nothing: its loss alone
             log.debug("cannot reply: %s", error)
         self._read_soon(router)
+
+
+def _note(request: Request, peer: Peer) -> None:
+    """Log who commanded what."""
+    name = request.properties.get("name")
+    about = ""
+    if isinstance(name, str):
+        about = f" {name[:LONGEST_NAME] if name.isprintable() else ascii(name[:LONGEST_NAME])}"
+    fields = peer.fields()
+    told = {"SYSUP_COMMAND": request.command, **fields}
+    log.info("%s%s: by %s", request.command, about, called(fields), extra={"sysup": told})

@@ -13,6 +13,7 @@ entered once more (zeromq/libzmq#4137): there they hear output while somebody el
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,11 @@ from typing import Any
 import zmq
 
 from sysup import protocol
+from sysup.doorman import secure
 from sysup.endpoints import bind
+from sysup.keys import Keys
+from sysup.outside import REOPEN, Outside, Roll
+from sysup.protocol import SysupError
 
 log = logging.getLogger("sysup.events")
 
@@ -188,9 +193,12 @@ class Events:
         self._context = context
         self._wall = wall
         self._own: zmq.Socket[bytes] | None = None
-        self._outside: dict[zmq.Socket[bytes], bool] = {}
-        """With each, whether what processes wrote is hidden there."""
+        self._outside: list[Outside] = []
         self._audience: Audience | None = None
+        self._open_stats: Callable[[], None] = lambda: None
+        self._roll: Roll | None = None
+        """Of who may hear statistics."""
+        self._reopening = False
         self._manual = zmq.zmq_version_info() >= (4, 3, 5)
         self._topics = Topics()
         self._told: tuple[bytes, ...] = ()
@@ -206,20 +214,40 @@ class Events:
         self._loop.add_reader(own.fileno(), self._read)
         self._read_soon()
 
-    def serve_outside(self, endpoint: str, *, hidden: bool) -> None:
+    def serve_outside(self, endpoint: str, *, hidden: bool, keys: Keys | None = None) -> None:
         """Publish events on another endpoint, too; raises SysupError when it can't be bound.
 
-        `hidden`: without what processes wrote.
+        Args:
+            endpoint: where.
+            hidden: without what processes wrote.
+            keys: who may listen; the doorman must be there.
         """
-        self._outside[self._make(zmq.PUB, endpoint, 0o600, -1)] = hidden
 
-    def serve_stats(self, endpoint: str) -> None:
+        def make() -> zmq.Socket[bytes]:
+            return self._make(zmq.PUB, endpoint, 0o600, -1, keys)
+
+        self._outside.append(Outside(make, hidden, keys))
+
+    def serve_stats(self, endpoint: str, keys: Keys | None = None) -> None:
         """Publish statistics on another endpoint; raises SysupError when it can't be bound."""
-        made = self._make(zmq.XPUB, endpoint, 0o600, -1, manual=False)
-        self._audience = Audience(self._loop, made, self._tell_stats_wanted)
+
+        def open_stats() -> None:
+            made = self._make(zmq.XPUB, endpoint, 0o600, -1, keys, manual=False)
+            self._audience = Audience(self._loop, made, self._tell_stats_wanted)
+
+        open_stats()
+        self._open_stats = open_stats
+        self._roll = Roll(keys) if keys is not None else None
 
     def _make(
-        self, kind: int, endpoint: str, mode: int, group: int, *, manual: bool = True
+        self,
+        kind: int,
+        endpoint: str,
+        mode: int,
+        group: int,
+        keys: Keys | None = None,
+        *,
+        manual: bool = True,
     ) -> zmq.Socket[bytes]:
         made: zmq.Socket[bytes] = self._context.socket(kind)
         made.setsockopt(zmq.LINGER, LINGER)
@@ -228,6 +256,8 @@ class Events:
         if kind == zmq.XPUB and manual and self._manual:
             made.setsockopt(zmq.XPUB_MANUAL, 1)
         try:
+            if keys is not None:
+                secure(made, keys)
             bind(made, endpoint, mode, group)
         except BaseException:
             made.close(0)
@@ -238,12 +268,12 @@ class Events:
         """Let the last events leave, and close."""
         if self._own is not None:
             self._loop.remove_reader(self._own.fileno())
-        for each in (self._own, *self._outside):
+        for each in (self._own, *(outside.socket for outside in self._outside)):
             if each is not None:
                 each.close()
         if self._audience is not None:
             self._audience.close()
-        self._own = self._audience = None
+        self._own = self._audience = self._roll = None
         self._outside.clear()
 
     # ---- telling -------------------------------------------------------------------------
@@ -253,9 +283,36 @@ class Events:
         topic = protocol.topic(watcher, event)
         fields = {**payload, "time": self._wall()}
         self._send(topic, fields)
-        for each, hidden in self._outside.items():
-            body = protocol.encode_event(concealed(fields) if hidden else fields)
-            each.send_multipart([topic, body], zmq.NOBLOCK)
+        self._check()
+        for each in self._outside:
+            if each.socket is not None:
+                body = protocol.encode_event(concealed(fields) if each.hidden else fields)
+                each.socket.send_multipart([topic, body], zmq.NOBLOCK)
+
+    def _check(self) -> None:
+        """See that those listen alone who may; what is made anew may need some time for it."""
+        now = self._loop.time()
+        for outside in self._outside:
+            outside.check(now)
+        if self._roll is not None and self._audience is not None and self._roll.has_shrunk(now):
+            self._audience.close()
+            self._audience = None
+            self._tell_stats_wanted()
+        is_shut = any(outside.socket is None for outside in self._outside) or self._is_mute()
+        if is_shut and not self._reopening:
+            self._reopening = True
+            self._loop.call_later(REOPEN, self._reopen)
+
+    def _is_mute(self) -> bool:
+        """Whether statistics have an endpoint that waits to be made anew."""
+        return self._audience is None and self._roll is not None
+
+    def _reopen(self) -> None:
+        self._reopening = False
+        if self._is_mute():
+            with contextlib.suppress(SysupError):  # it is tried again
+                self._open_stats()
+        self._check()
 
     def publish_output(self, topic: bytes, payload: Mapping[str, Any]) -> None:
         """Tell those who want it what a process wrote."""
@@ -263,6 +320,7 @@ class Events:
 
     def publish_stats(self, topic: bytes, payload: Mapping[str, Any]) -> None:
         """Tell those who want them figures."""
+        self._check()
         body = protocol.encode_event(payload)
         if self._topics.stats:
             self._send_to_own(topic, body)

@@ -15,6 +15,7 @@ from sysup import protocol
 from sysup.config import DaemonSpec, Role
 from sysup.control import Control
 from sysup.endpoints import address_of
+from sysup.keys import Keys
 from sysup.process import identity
 from sysup.protocol import SysupError
 from sysup.runtime import socket_access
@@ -50,6 +51,7 @@ class Serving:
         self._directory = directory
         self._given = given
         self._ending = ending
+        self._keys = Keys(options.curve_dir, os.geteuid()) if options.curve_dir else None
 
     def begin(self) -> None:
         """Open the control and event sockets: the app's own, then those of the config."""
@@ -65,7 +67,7 @@ class Serving:
         if options.pubsub_endpoint:
             self._bind(options.pubsub_endpoint, self._publish_on)
         if options.statsd and options.stats_endpoint:
-            self._bind(options.stats_endpoint, self._control.publish_stats_on)
+            self._bind(options.stats_endpoint, self._publish_stats_on)
 
     @property
     def endpoint(self) -> str:
@@ -98,8 +100,15 @@ class Serving:
 
     def _publish_on(self, endpoint: str) -> None:
         """Over plain TCP anybody may listen, who may not see what processes write."""
+        if self._keys is not None and endpoint.startswith("tcp://"):
+            self._control.publish_outside(endpoint, hidden=False, keys=self._keys)
+            return
         hidden = endpoint.startswith("tcp://") and self._plain_role() is Role.READ
         self._control.publish_outside(endpoint, hidden=hidden)
+
+    def _publish_stats_on(self, endpoint: str) -> None:
+        tcp = endpoint.startswith("tcp://")
+        self._control.publish_stats_on(endpoint, self._keys if tcp else None)
 
     def _plain_role(self) -> Role:
         return self._options.tcp_plain_role or Role.READ
@@ -108,10 +117,13 @@ class Serving:
         self._control.serve(endpoint, Role.ADMIN, mode, group)
 
     def _serve_endpoint(self, endpoint: str) -> None:
-        """An endpoint of the config: over plain TCP anybody may connect."""
+        """An endpoint of the config: over plain TCP anybody may connect, with CURVE keys tell."""
         if endpoint.startswith("ipc://"):
             self._control.serve(endpoint, Role.ADMIN)
             self._give_to_owner(endpoint)
+            return
+        if self._keys is not None:
+            self._control.serve(endpoint, self._keys)
             return
         plain, role = self._options.tcp_plain_role, self._plain_role()
         self._control.serve(endpoint, role)

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sysup import __version__, commands, config
-from sysup.commands import COMMANDS, RANK, Later, Properties, run
+from sysup.commands import COMMANDS, OPERABLE, RANK, Later, Properties, run
 from sysup.config import Role
 from sysup.machine import Want
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
@@ -34,9 +34,9 @@ ROLES = {
     },
     OPERATE: {
         *("start", "stop", "restart", "reload", "incr", "decr", "signal", "kill"),
-        *("tail", "logs", "send"),
+        *("tail", "logs", "send", "set"),
     },
-    ADMIN: {"set", "add", "rm", "reloadconfig", "upgrade", "quit", "ipython"},
+    ADMIN: {"add", "rm", "reloadconfig", "upgrade", "quit", "ipython"},
 }
 
 
@@ -548,6 +548,28 @@ def test_a_difference_hides_what_its_options_hide(app: FakeApp, role: Role, valu
     changed = app.ask("diff", role)["changed"]["web"]
     assert changed["env"]["config"] == {"A": value}
     assert changed["cmd"] == {"config": "a", "running": "b"}
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("cmd", "args", "executable", "shell", "uid", "gid", "env", "working_dir"),
+        *("hooks.before_start", "stdout_stream.filename", "stderr_stream.class"),
+        *("rlimit_nofile", "capabilities", "nope"),
+    ],
+)
+def test_what_runs_is_set_by_admins_alone(app: FakeApp, key: str) -> None:
+    options = {"priority": 3, key: "1"}
+    with pytest.raises(AccessDenied, match=f"set '{key}' needs the role 'admin', you have 'oper"):
+        run(app, Request("set", {"name": "db", "options": options}), OPERATE)
+    assert app.ask("get", name="db", keys=["priority"])["options"] == {"priority": 0}
+
+
+def test_how_many_run_is_set_by_operators(app: FakeApp) -> None:
+    options = {"numprocesses": 2, "flapping.attempts": 5, "backoff.max": 9.0, "priority": 3}
+    app.ask("set", OPERATE, name="db", options=options)
+    assert app.ask("get", name="db", keys=[*options])["options"] == options
+    assert {*config.options(app.watchers["db"].spec), "respawn"} >= OPERABLE
 
 
 def test_add_and_remove(app: FakeApp) -> None:

@@ -405,7 +405,7 @@ def test_endpoints(endpoint: str) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "message"),
     [
-        ("tcp://0.0.0.0:1", "plain TCP is served on loopback only; use ipc://, or set tcp_plain_"),
+        ("tcp://0.0.0.0:1", "plain TCP is served on loopback only; use ipc://, or set curve_dir"),
         ("tcp://*:1", "plain TCP is served on loopback only"),
         ("tcp://127.0.0.1.evil.com:1", "plain TCP is served on loopback only"),
         ("tcp://127.0.0.1", "'tcp://127.0.0.1' is neither tcp://HOST:PORT nor ipc://PATH"),
@@ -417,6 +417,17 @@ def test_endpoints_that_are_refused(endpoint: str, message: str) -> None:
     for option in ("endpoint", "pubsub_endpoint"):
         (found,) = errors(f"[circus]\n{option} = {endpoint}")
         assert found.startswith(f"2: [circus] {option}: {message}")
+
+
+def test_tcp_with_keys_is_open_to_other_machines() -> None:
+    text = "[sysup]\nendpoint = tcp://0.0.0.0:5555\ncurve_dir = /etc/sysup/keys"
+    config = load(text)
+    assert config.daemon.curve_dir == "/etc/sysup/keys"
+    assert config.problems == ()
+    (found,) = errors(f"{text}\ntcp_plain_role = read")
+    assert found.startswith("4: [sysup] tcp_plain_role: has no effect with curve_dir")
+    (found,) = errors("[sysup]\ncurve_dir = keys")
+    assert found.startswith("2: [sysup] curve_dir: 'keys' is not an absolute path")
 
 
 def test_plain_tcp_is_opened_knowingly() -> None:

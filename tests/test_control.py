@@ -281,6 +281,30 @@ def test_the_endpoint_decides_the_role(server: Server, tmp_path: Path) -> None:
     ]
 
 
+def test_who_commands_is_in_the_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    server.have("change", lambda p: {}, Role.OPERATE)
+    caplog.set_level("INFO")
+
+    async def ask() -> None:
+        client = server.client()
+        await server.ask(client, "ping", name="web")
+        await server.ask(client, "change", name="web\n" + "x" * 1000)
+        await server.ask(client, "change", name=7)
+
+    server.run(ask())
+    first, second = caplog.records
+    assert first.getMessage().startswith("change 'web\\nxxx")
+    assert len(first.getMessage()) < 200
+    who = f"user {os.getuid()}, pid {os.getpid()}"
+    assert second.getMessage() == f"change: by {who}"
+    assert second.__dict__["sysup"] == {
+        "SYSUP_COMMAND": "change",
+        "SYSUP_PEER_UID": str(os.getuid()),
+        "SYSUP_PEER_GID": str(os.getgid()),
+        "SYSUP_PEER_PID": str(os.getpid()),
+    }
+
+
 def test_many_at_once_are_answered_in_order_and_in_batches(server: Server) -> None:
     turns: list[int] = [0]
 

@@ -24,7 +24,9 @@ from sysup.daemon import (
     Daemon,
     describe_event,
 )
+from sysup.keys import Keys
 from sysup.machine import Want
+from sysup.peers import Access
 from sysup.protocol import MessageError, SysupError
 from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.serving import BIND_AGAIN
@@ -41,30 +43,35 @@ class FakeControl:
     def __init__(self, world: World) -> None:
         self.world = world
         self.taken = set()
-        self.served: dict[str, Role | None] = {}
+        self.served: dict[str, Access | None] = {}
         self.closed = False
         self.hidden: set[str] = set()
+        self.keys: dict[str, Keys] = {}
         self.events = SimpleNamespace(
             publish=self.publish,
             publish_output=lambda *message: None,
             publish_stats=lambda *message: None,
         )
 
-    def serve(self, endpoint: str, role: Role, mode: int = 0o600, group: int = -1) -> None:
-        self._bind(endpoint, role)
+    def serve(self, endpoint: str, access: Access, mode: int = 0o600, group: int = -1) -> None:
+        self._bind(endpoint, access)
 
     def publish_on(self, endpoint: str, mode: int = 0o600, group: int = -1) -> None:
         self._bind(endpoint, None)
 
-    def publish_stats_on(self, endpoint: str) -> None:
+    def publish_stats_on(self, endpoint: str, keys: Keys | None = None) -> None:
         self._bind(endpoint, None)
+        if keys is not None:
+            self.keys[endpoint] = keys
 
-    def publish_outside(self, endpoint: str, *, hidden: bool) -> None:
+    def publish_outside(self, endpoint: str, *, hidden: bool, keys: Keys | None = None) -> None:
         self._bind(endpoint, None)
         if hidden:
             self.hidden.add(endpoint)
+        if keys is not None:
+            self.keys[endpoint] = keys
 
-    def _bind(self, endpoint: str, role: Role | None) -> None:
+    def _bind(self, endpoint: str, role: Access | None) -> None:
         if endpoint in self.taken:
             raise SysupError(f"cannot bind {endpoint}: address already in use")
         self.served[endpoint] = role
@@ -274,6 +281,19 @@ def test_events_over_plain_tcp_hide_output(
 ) -> None:
     daemon, run = host.run(f"[sysup]\npubsub_endpoint = {endpoint}\n{role}\n{WEB}")
     assert host.control.hidden == ({endpoint} if hidden else set())
+    finish(host, daemon, run)
+
+
+def test_with_keys_tcp_is_for_those_who_have_one(host: Host, tmp_path: Path) -> None:
+    endpoint, events = "tcp://0.0.0.0:7777", "tcp://0.0.0.0:7778"
+    stats = "tcp://0.0.0.0:7779"
+    options = f"endpoint = {endpoint}\npubsub_endpoint = {events}\ncurve_dir = {tmp_path}\n"
+    options += f"stats_endpoint = {stats}\nstatsd = yes\n"
+    daemon, run = host.run(f"[sysup]\n{options}\n{WEB}")
+    keys = host.control.served[endpoint]
+    assert isinstance(keys, Keys)
+    assert keys.directory == str(tmp_path)
+    assert host.control.keys == {events: keys, stats: keys}
     finish(host, daemon, run)
 
 

@@ -15,10 +15,23 @@ import pytest
 ROOT = Path(__file__).parents[1] / "sysup"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"machine", "plan", "config", "protocol"}),
+    frozenset({"machine", "plan", "config", "protocol", "certificates"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
-    | frozenset({"runtime", "source", "signals", "ledger", "lot"}),
-    frozenset({"endpoints", "events", "taps", "diary", "log", "board", "turns"})
+    | frozenset({"runtime", "source", "signals", "ledger", "lot", "keys"}),
+    frozenset(
+        {
+            "endpoints",
+            "doorman",
+            "peers",
+            "outside",
+            "events",
+            "taps",
+            "diary",
+            "log",
+            "board",
+            "turns",
+        }
+    )
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
     | frozenset({"outputs", "meter", "commands", "control", "serving", "pulse", "pace", "herald"})
     | frozenset({"estate", "restore", "sharing", "reload", "upgrade"}),
@@ -30,8 +43,9 @@ LAYERS: tuple[frozenset[str], ...] = (
 PURE, SYSTEM = LAYERS[0], LAYERS[1]
 
 OUTSIDE = {
-    "client": frozenset({"protocol"}),
-    "ctl": frozenset({"client", "protocol"}),
+    "keyring": frozenset({"certificates", "protocol"}),
+    "client": frozenset({"keyring", "protocol"}),
+    "ctl": frozenset({"certificates", "client", "keyring", "protocol"}),
     "plugins": frozenset({"client", "protocol"}),
 }
 """Programs that talk to a daemon and load nothing of it: all that each may import."""

@@ -232,6 +232,9 @@ class _Loader:
         if found.get("stats_endpoint"):
             found["statsd"] = True
         spec = DaemonSpec(**{**defaults, **found})
+        if spec.curve_dir is not None and "tcp_plain_role" in places:
+            message = "has no effect with curve_dir: TCP is not plain then"
+            self._report.error(places["tcp_plain_role"], message)
         for name in _ENDPOINTS:
             endpoint = getattr(spec, name)
             if endpoint and name in places and endpoint.startswith("tcp:"):
@@ -239,10 +242,13 @@ class _Loader:
         return spec
 
     def _check_tcp(self, spec: DaemonSpec, name: str, endpoint: str, place: Place) -> None:
-        if spec.tcp_plain_role is not None:
+        if spec.tcp_plain_role is not None or spec.curve_dir is not None:
             return
         if not is_loopback(endpoint):
-            message = "plain TCP is served on loopback only; use ipc://, or set tcp_plain_role"
+            message = (
+                "plain TCP is served on loopback only; use ipc://, or set curve_dir to keys that"
+                " `sysupctl keygen --server` makes; tcp_plain_role opens it to anyone"
+            )
             self._report.error(place, message)
         elif name == "endpoint":
             message = (

@@ -359,7 +359,7 @@ class DaemonSpec:
     endpoint: str | None = option(
         Endpoint(),
         None,
-        "further address for commands; plain TCP on loopback only",
+        "further address for commands; TCP on loopback only, but with `curve_dir`",
         circus="tcp://127.0.0.1:5555",
     )
     pubsub_endpoint: str | None = option(
@@ -370,6 +370,12 @@ class DaemonSpec:
         None,
         "further address for statistics; named, it switches `statsd` on",
         circus="tcp://127.0.0.1:5557",
+    )
+    curve_dir: str | None = option(
+        Text(r"(?s)/.*", "an absolute path"),
+        None,
+        "directory of keys, as `sysupctl keygen --server` makes it: then TCP endpoints speak CURVE "
+        "only, encrypted and with those alone whose keys are in its `authorized`",
     )
     tcp_plain_role: Role | None = option(
         Choice(*Role), None, "what anyone who can reach a plain TCP endpoint may do"

@@ -16,7 +16,7 @@ import click
 
 from sysup import __version__
 from sysup.client import CallError, ConnectionLost
-from sysup.ctl import logs, options, output, render
+from sysup.ctl import keygen, logs, options, output, render
 from sysup.ctl.report import report
 from sysup.ctl.session import (
     FAILED,
@@ -47,6 +47,7 @@ Exit codes:
 
 Without -a or --endpoint it is the endpoint in SYSUPCTL_ENDPOINT or CIRCUSCTL_ENDPOINT, else the
 only running app in SYSUP_RUNTIME_DIR, or in /run/sysup and the user's own runtime directory.
+Without --key and --server-key they are the files in SYSUPCTL_KEY and SYSUPCTL_SERVER_KEY.
 """
 
 match_option = click.option(
@@ -448,6 +449,10 @@ def version() -> None:
     with suppress(CallError):  # none runs, or it is Circus's and doesn't tell
         versions["sysupd"] = here.call("version")["version"]
     here.show(versions, [f"{program} {number}" for program, number in versions.items()])
+
+
+cli.add_command(keygen.keygen)
+cli.add_command(keygen.authorize)
 
 
 @cli.command()

@@ -33,15 +33,18 @@ class Session:
     def __init__(self) -> None:
         self.app: str | None = None
         self.endpoint: str | None = None
+        self.key: str | None = None
+        self.server_key: str | None = None
         self.timeout: float | None = None
         self.json = False
         self.prettify = False
         self._client: Client | None = None
 
     def client(self) -> Client:
-        """The connection, made at its first use. Raises Unreachable."""
+        """The connection, made at its first use. Raises Unreachable, SysupError."""
         if self._client is None:
-            self._client = Client(self.endpoint or self.app)
+            target = self.endpoint or self.app
+            self._client = Client(target, key=self.key, server_key=self.server_key)
         return self._client
 
     def close(self) -> None:
@@ -137,6 +140,18 @@ def common_options() -> list[click.Option]:
             ["--endpoint"],
             metavar="ENDPOINT",
             help="The daemon's endpoint, ipc://PATH or tcp://HOST:PORT.",
+            **given,
+        ),
+        click.Option(
+            ["--key"],
+            metavar="FILE",
+            help="Your keys for TCP, as keygen makes them.",
+            **given,
+        ),
+        click.Option(
+            ["--server-key"],
+            metavar="FILE",
+            help="The daemon's public key.",
             **given,
         ),
         click.Option(
