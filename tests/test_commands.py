@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sysup import __version__, commands, config
-from sysup.commands import COMMANDS, OPERABLE, RANK, Later, Properties, run
+from sysup.commands import COMMANDS, OPERABLE, RANK, Later, run
 from sysup.config import Role
 from sysup.machine import Want
+from sysup.properties import Properties
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.stdin import LIMIT
 from sysup.watcher import Watcher

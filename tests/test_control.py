@@ -15,10 +15,11 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from sysup.commands import COMMANDS, App, Command, Later, Properties, Soon
+from sysup.commands import COMMANDS, App, Command, Later, Soon
 from sysup.config import Role
 from sysup.control import BATCH, Control
 from sysup.endpoints import listen
+from sysup.properties import Properties
 from sysup.protocol import MAX_MESSAGE, Errno, MessageError, SysupError
 
 T = TypeVar("T")

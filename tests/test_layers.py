@@ -18,22 +18,10 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol", "certificates"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
     | frozenset({"runtime", "source", "signals", "ledger", "lot", "keys"}),
-    frozenset(
-        {
-            "endpoints",
-            "doorman",
-            "peers",
-            "outside",
-            "events",
-            "taps",
-            "diary",
-            "log",
-            "board",
-            "turns",
-        }
-    )
+    frozenset({"endpoints", "doorman", "peers", "outside", "events", "taps"})
+    | frozenset({"diary", "log", "board", "turns", "meter", "pace", "pulse", "herald"})
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
-    | frozenset({"outputs", "meter", "commands", "control", "serving", "pulse", "pace", "herald"})
+    | frozenset({"outputs", "properties", "commands", "control", "serving"})
     | frozenset({"estate", "restore", "sharing", "reload", "upgrade"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
