@@ -35,7 +35,7 @@ help:
 	@echo 'make test    build, and run all tests'
 	@echo 'make check   formatting, lint, types, compiler warnings'
 	@echo 'make bench   measure, with other supervisors and loggers beside it'
-	@echo 'make chaos   kill, upgrade and stop the daemon under load, for an hour; see what was lost'
+	@echo 'make chaos   kill, upgrade and stop the daemon under load for 20 minutes: is anything lost?'
 	@echo 'make install build, and install for systemd (packaging/install.mk has its variables)'
 	@echo 'make deb     a package for Debian, in dist/'
 	@echo 'make format  put the Python code in shape'
