@@ -133,7 +133,7 @@ def stop(stage: Stage, scale: Scale) -> Outcome:
     left, slowest, total = [], 0.0, len(STATES) * scale.stops
     for number in range(total):
         state = STATES[number % len(STATES)]
-        pause = 1 if state is restarting else 0.1
+        pause = 600 if state is restarting else 0.1  # time to stop it in, however slow
         stage.app.drop_in(f"[Service]\nTimeoutStopSec=1\nRestartSec={pause}\n")
         stage.app.systemctl("start", *(["--no-block"] if state is starting else []))
         state(stage)
