@@ -148,7 +148,7 @@ def mixed(stage: Stage, scale: Scale) -> Outcome:
 
 def compare(stage: Stage, wanted: dict[str, int]) -> list[str]:
     """What does not run as wanted, by /proc and by the cgroups; the daemon is not asked."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while wrong := list(differences(stage, wanted)):
         if time.monotonic() > deadline:
             return wrong

@@ -19,17 +19,22 @@ QUEUE = 512
 """Entries that the journal's socket holds at most (unix(7), max_dgram_qlen, and one)."""
 
 
+TO_THE_END = "restart = never\ndrain_timeout = 60"
+"""Of writers that end by themselves: a stop waits until what they wrote is where it is to be,
+which on a loaded machine takes longer than the second that it is given else."""
+
+
 def begin(stage: Stage, scale: Scale) -> None:
     """Half of the children write to the journal, half to one file."""
     half = scale.children // 2
-    stage.add("journal", half, "halves", pause=3 * scale.pause, more="restart = never")
+    stage.add("journal", half, "halves", pause=3 * scale.pause, more=TO_THE_END)
     stage.add(
         "file",
         scale.children - half,
         "halves",
         pause=scale.pause,
         to_file=True,
-        more="restart = never",
+        more=TO_THE_END,
     )
     stage.start(scale.children)
 
@@ -128,7 +133,7 @@ def stop(stage: Stage, scale: Scale) -> Outcome:
     left, slowest, total = [], 0.0, len(STATES) * scale.stops
     for number in range(total):
         state = STATES[number % len(STATES)]
-        pause = 1 if state is restarting else 0.1
+        pause = 600 if state is restarting else 0.1  # time to stop it in, however slow
         stage.app.drop_in(f"[Service]\nTimeoutStopSec=1\nRestartSec={pause}\n")
         stage.app.systemctl("start", *(["--no-block"] if state is starting else []))
         state(stage)
@@ -238,9 +243,7 @@ def full(stage: Stage, scale: Scale) -> Outcome:
     """The file system of the file is full for a while, again and again."""
     stage.machine.path(LOGS).mkdir(parents=True)
     stage.machine.run(["mount", "-t", "tmpfs", "-o", "size=512M", "tmpfs", LOGS])
-    stage.add(
-        "file", scale.children, "halves", pause=scale.pause, to_file=True, more="restart = never"
-    )
+    stage.add("file", scale.children, "halves", pause=scale.pause, to_file=True, more=TO_THE_END)
     stage.start(scale.children)
     with under_kills(stage, scale.kills // 4):
         for _ in range(scale.rounds):
