@@ -72,6 +72,16 @@ both. Without `-n` it is the last 100 entries (also in a pipe: `-n all`), 10 wit
 then the one that is configured in `/etc/sysup` or `~/.config/sysup`. The exit code is 0 also if
 there is nothing.
 
+## Watching figures
+
+`top` shows processor time and memory of every process, anew each second, with small graphs of the
+last seconds: a full bar of the first is 100 % of a CPU, or what the process needed most if that is
+more; of the second the most memory that it had. It needs nothing in the config: the figures come
+from the app's own event socket, and are taken only while somebody looks on. Keys sort (`c` cpu,
+`m` memory, `t` time, `a` age, `n` name, `p` pid, `u` user), `r` reverses, arrows and `j`, `k`
+scroll, `q` ends. The terminal is given back as it was, also after Ctrl-C, SIGTERM and Ctrl-Z. In a
+pipe, or with `-n`, it prints plain tables, or with `--json` a line of JSON for each.
+
 ## Waiting
 
 Commands that change something end when it is done, and say what was: up to 600 seconds, or

@@ -373,17 +373,24 @@ class Client:
 
     def events_endpoint(self) -> str:
         """Where the daemon publishes; it is asked if its socket isn't beside the control socket."""
-        if self.endpoint.startswith("ipc://"):
-            path = self.endpoint.removeprefix("ipc://")
-            beside = os.path.join(os.path.dirname(path), protocol.EVENTS_SOCKET)
-            if os.path.basename(path) == protocol.CONTROL_SOCKET and os.path.exists(beside):
-                return f"ipc://{beside}"
+        beside = self.events_beside()
+        if beside is not None:
+            return beside
         endpoint = str(self.call("globaloptions")["options"]["pubsub_endpoint"])
         if self.endpoint.startswith("tcp://"):
             host = self.endpoint.removeprefix("tcp://").rpartition(":")[0]
             for anywhere in ("tcp://0.0.0.0:", "tcp://*:"):
                 endpoint = endpoint.replace(anywhere, f"tcp://{host}:")
         return endpoint
+
+    def events_beside(self) -> str | None:
+        """The app's own event socket, if its control socket is what we are connected to."""
+        if self.endpoint.startswith("ipc://"):
+            path = self.endpoint.removeprefix("ipc://")
+            beside = os.path.join(os.path.dirname(path), protocol.EVENTS_SOCKET)
+            if os.path.basename(path) == protocol.CONTROL_SOCKET and os.path.exists(beside):
+                return f"ipc://{beside}"
+        return None
 
     def _send(self, request: Request) -> None:
         """Raises CallError for a request that the daemon would not read, but cut us off."""
@@ -546,6 +553,18 @@ class Subscription:
             return topic.decode("utf-8", "replace"), json.loads(payload)
         except ValueError as error:
             raise SysupError(f"cannot read an event of {self.endpoint}: {error}") from None
+
+    def wait(self, fds: Iterable[int], timeout: float) -> set[int]:
+        """Wait until there is an event, or one of these descriptors can be read; those that can.
+
+        Empty, too, when neither comes within `timeout` seconds.
+        """
+        poller = zmq.Poller()
+        for fd in fds:
+            poller.register(fd, zmq.POLLIN)
+        poller.register(self._socket, zmq.POLLIN)
+        left = 0 if self._early else int(timeout * 1000)
+        return {found for found, _ in poller.poll(left) if isinstance(found, int)}
 
     def _is_echo(self, frames: list[bytes]) -> bool:
         if frames[0] != self._echo:

@@ -33,6 +33,7 @@ from sysup.ctl.session import (
     session,
     wait_option,
 )
+from sysup.ctl.top import top
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
 
 TAKEN_OVER_WITHIN = 30.0
@@ -205,6 +206,7 @@ def _topic(word: str) -> str:
 
 for _command in options.COMMANDS:
     cli.add_command(_command)
+cli.add_command(top)
 cli.add_command(output.tail)
 cli.add_command(logs.logs)
 

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon
+from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon, until
 
 INI = """\
 [circus]
@@ -53,8 +53,19 @@ def circusctl(endpoint: str, *args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def commands() -> set[str]:
+    """All 25, as its help has them."""
+    text = subprocess.run([PROGRAMS / "circusctl", "--help"], capture_output=True, text=True).stdout
+    found = set(re.findall(r"^  ([a-z]+)  +[A-Z]", text.partition("Commands:")[2], re.M))
+    assert len(found) == 25
+    return found
+
+
 def test_over_ipc_it_commands(daemon: Daemon) -> None:
+    asked = {"listen"}  # which has a test of its own
+
     def ask(*args: str) -> str:
+        asked.add(args[0])
         done = circusctl(f"ipc://{daemon.runtime}/control", *args)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -82,7 +93,15 @@ def test_over_ipc_it_commands(daemon: Daemon) -> None:
     assert ask("rm", "other") == "ok"
     assert ask("reloadconfig", "--waiting") == "ok"
     assert ask("options", "web").startswith("cmd: sleep 1000")
+    assert "stats_endpoint: " in ask("globaloptions")
+    assert ask("listsockets") == ""
+    assert ask("numprocesses") == ask("numprocesses", "web") == "1"
+    (pid,) = daemon.pids("web")
+    assert ask("kill", "web", str(pid), "--signum", "9") == "ok"
+    until(lambda: daemon.pids("web") not in ([], [pid]), "there is another")
+    assert "Could not start" in ask("ipython")
     assert ask("quit") == "ok"
+    assert asked == commands()
     assert daemon.process.wait(PATIENCE) == 0
 
 
@@ -109,6 +128,24 @@ def test_an_unknown_watcher_reads_as_in_circus(daemon: Daemon) -> None:
     assert "error: program nope not found" in done.stderr
 
 
+def test_it_listens(daemon: Daemon, ports: tuple[int, int]) -> None:
+    command = [str(PROGRAMS / "circusctl"), "--endpoint", f"tcp://127.0.0.1:{ports[1]}", "listen"]
+    env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env) as listener:
+        assert listener.stdout is not None
+        hear(daemon, listener.stdout.fileno())
+        listener.kill()
+
+
+def hear(daemon: Daemon, fd: int) -> None:
+    """Have something happen until a listener tells it."""
+    heard = b""
+    while b"watcher.web.updated" not in heard:
+        daemon.call("set", name="web", options={"warmup_delay": 0}, waiting=True)
+        if select.select([fd], [], [], 0.05)[0]:
+            heard += os.read(fd, 4096)
+
+
 def test_its_consumer_hears_the_events(daemon: Daemon, ports: tuple[int, int]) -> None:
     script = (
         "from circus.consumer import CircusConsumer as C\n"
@@ -123,9 +160,5 @@ def test_its_consumer_hears_the_events(daemon: Daemon, ports: tuple[int, int]) -
     with listener:
         assert listener.stdout is not None
         assert listener.stdout.readline() == b"ready\n"
-        heard = b""
-        while b"watcher.web.updated" not in heard:
-            daemon.call("set", name="web", options={"warmup_delay": 0}, waiting=True)
-            if select.select([listener.stdout], [], [], 0.05)[0]:
-                heard += os.read(listener.stdout.fileno(), 4096)
+        hear(daemon, listener.stdout.fileno())
         listener.kill()
