@@ -9,8 +9,6 @@ sysup differs.
 from __future__ import annotations
 
 import asyncio
-import fnmatch
-import re
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
@@ -19,6 +17,7 @@ from sysup import __version__, config, outputs
 from sysup.config import Role
 from sysup.events import HIDDEN
 from sysup.machine import Want
+from sysup.matching import matching
 from sysup.properties import Properties
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.stdin import send as send_text
@@ -143,16 +142,11 @@ def match(app: App, p: Properties) -> list[Watcher]:
     name, how = p.text("name").lower(), p.text("match") if "match" in p else "glob"
     if how == "simple" or name in app.watchers:
         return [find(app, name)]
-    if how == "glob":
-        pattern = re.compile(fnmatch.translate(name))
-    elif how == "regex":
-        try:
-            pattern = re.compile(p.text("name"), re.IGNORECASE)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise MessageError(f"message invalid 'name' isn't a pattern: {error}") from None
-    else:
+    if how not in ("glob", "regex"):
         raise MessageError(f"message invalid 'match' isn't glob, regex or simple: {how}")
-    found = [watcher for key, watcher in app.watchers.items() if pattern.match(key)]
+    is_regex = how == "regex"
+    names = matching(app.watchers, p.text("name") if is_regex else name, regex=is_regex)
+    found = [app.watchers[key] for key in names]
     if not found:
         raise MessageError(f"program {name} not found")
     return found

@@ -18,16 +18,20 @@ import contextlib
 import logging
 import os
 import traceback
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import zmq
 
 from sysup import commands, protocol
 from sysup.commands import App, Later, Soon
+from sysup.config import Role
 from sysup.doorman import Doorman, secure
 from sysup.endpoints import bind
 from sysup.events import Events
+from sysup.guard import Guard
 from sysup.keys import Keys
 from sysup.peers import Access, Peer, called
 from sysup.protocol import Errno, Request, SysupError
@@ -35,13 +39,31 @@ from sysup.protocol import Errno, Request, SysupError
 log = logging.getLogger("sysup.control")
 
 BATCH = 64
-"""Requests answered before the loop gets its turn."""
+SLICE = 0.005
+"""So many requests are answered before the loop gets its turn, or for so many seconds."""
 WAITING = 32
 """Requests of one peer that libzmq holds for us; further ones wait in the peer."""
+MOST_AT_ONCE = 256
+"""Commands of one peer that go on; further ones are refused."""
+MAX_READ = 1 << 16
+"""Bytes of the longest request where all may read only."""
+SEND_BUFFER = 1 << 18
+"""Bytes that the kernel takes for a TCP peer which does not read (twice that, socket(7))."""
+HANDSHAKE = 10_000
+"""Milliseconds that a connection may take to say who it is."""
 LONGEST_NAME = 100
 """Characters of what a command is about that are logged."""
 LINGER = 500
 """Milliseconds that the last replies have to leave."""
+
+
+class Route(NamedTuple):
+    """Where a reply goes."""
+
+    router: zmq.Socket[bytes]
+    envelope: list[bytes]
+    fd: int
+    """Of the connection that the request came by; it may be another one's by now."""
 
 
 class Control:
@@ -61,11 +83,14 @@ class Control:
         self._wall = wall
         self._context = zmq.Context(io_threads=1)
         self._routers: dict[zmq.Socket[bytes], Access] = {}
+        self._guards: dict[zmq.Socket[bytes], Guard] = {}
         self._doorman: Doorman | None = None
         self._to_read: set[zmq.Socket[bytes]] = set()
         """Those that are read in the loop's next turn."""
         self.events = Events(loop, self._context, wall)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._working: Counter[int] = Counter()
+        """How many of those are a connection's."""
         self.endpoints: list[str] = []
         self._own: list[str] = []
         """Those whose files are ours to remove."""
@@ -91,15 +116,23 @@ class Control:
         """
         router: zmq.Socket[bytes] = self._context.socket(zmq.ROUTER)
         router.setsockopt(zmq.LINGER, LINGER)
-        router.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
+        longest = MAX_READ if access is Role.READ else protocol.MAX_MESSAGE
+        router.setsockopt(zmq.MAXMSGSIZE, longest)
         router.setsockopt(zmq.RCVHWM, WAITING)
+        router.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE)
+        if endpoint.startswith("tcp://"):
+            router.setsockopt(zmq.SNDBUF, SEND_BUFFER)
+        # All that libzmq holds for us, and a message that is not whole
+        guard = Guard(self._loop, router, endpoint, (WAITING + 2) * longest)
         try:
             if isinstance(access, Keys):
                 self._secure(router, access)
             bind(router, endpoint, mode, group, listener)
         except SysupError:
+            guard.close()
             router.close(0)
             raise
+        self._guards[router] = guard
         self._routers[router] = access
         self._loop.add_reader(router.fileno(), self._read, router)
         self._read_soon(router)
@@ -149,6 +182,7 @@ class Control:
             task.cancel()
         for router in self._routers:
             self._loop.remove_reader(router.fileno())
+            self._guards[router].close()
             router.close()
         self.events.close()
         if self._doorman is not None:
@@ -170,34 +204,39 @@ class Control:
         self._to_read.discard(router)
         if router.closed:
             return
+        until = self._loop.time() + SLICE
         for _ in range(BATCH):
             try:
                 message = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
             self._take(router, message)
+            if self._loop.time() > until:
+                break
         self._read_soon(router)
 
     def _take(self, router: zmq.Socket[bytes], message: list[zmq.Frame]) -> None:
         """One message: [peer, JSON], or [peer, empty, JSON] from a REQ socket."""
         frames = [frame.bytes for frame in message]
-        route = frames[:2] if frames[1] == b"" and len(frames) > 2 else frames[:1]
-        data = b"".join(frames[len(route) :])
+        envelope = frames[:2] if frames[1] == b"" and len(frames) > 2 else frames[:1]
+        data = b"".join(frames[len(envelope) :])
+        peer = Peer(message[-1], self._routers[router])
+        route = Route(router, envelope, peer.fd)
+        self._guards[router].took(route.fd, frames[1:])
         try:
             request = protocol.decode_request(data)
         except SysupError as error:
-            self._send(router, route, self._refusal(error, protocol.request_id(data)))
+            self._send(route, self._refusal(error, protocol.request_id(data)))
             return
-        peer = Peer(message[-1], self._routers[router])
-        reply = self._answer(router, route, request, peer)
+        reply = self._answer(route, request, peer)
         if reply is not None and not request.cast:
-            self._send(router, route, reply)
+            self._send(route, reply)
 
-    def _answer(
-        self, router: zmq.Socket[bytes], route: list[bytes], request: Request, peer: Peer
-    ) -> bytes | None:
+    def _answer(self, route: Route, request: Request, peer: Peer) -> bytes | None:
         """The reply, or None where it comes when the work is done."""
         try:
+            if self._working[route.fd] >= MOST_AT_ONCE:
+                raise SysupError(f"cannot {request.command}: {MOST_AT_ONCE} of yours go on already")
             result = commands.run(self._app, request, peer.role, peer.remedy)
             if commands.changes(request):
                 _note(request, peer)
@@ -208,16 +247,22 @@ class Control:
         if not isinstance(result, Later):
             return reply
         waiting = request.waiting or isinstance(result, Soon)
-        work = self._finish(router, route, request, result.work, waiting)
+        work = self._finish(route, request, result.work, waiting)
         task = self._loop.create_task(work, name=request.command)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._working[route.fd] += 1
+        task.add_done_callback(partial(self._is_done, route.fd))
         return None if waiting else reply
+
+    def _is_done(self, fd: int, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._working[fd] -= 1
+        if not self._working[fd]:
+            del self._working[fd]
 
     async def _finish(
         self,
-        router: zmq.Socket[bytes],
-        route: list[bytes],
+        route: Route,
         request: Request,
         work: Coroutine[Any, Any, Mapping[str, Any]],
         waiting: bool,
@@ -229,7 +274,7 @@ class Control:
             if not waiting:
                 log.warning("%s: %s", request.command, error)
         if waiting and not request.cast:
-            self._send(router, route, reply)
+            self._send(route, reply)
 
     def _failure(self, request: Request, error: Exception) -> bytes:
         if isinstance(error, SysupError):
@@ -245,11 +290,13 @@ class Control:
     def _refusal(self, error: SysupError, request_id: Any) -> bytes:
         return protocol.error(str(error), error.errno, request_id, self._wall())
 
-    def _send(self, router: zmq.Socket[bytes], route: list[bytes], reply: bytes) -> None:
+    def _send(self, route: Route, reply: bytes) -> None:
+        router = route.router
         if router.closed:
             return
         try:
-            router.send_multipart([*route, reply], zmq.NOBLOCK)
+            if self._guards[router].may_send(route.fd, len(reply)):
+                router.send_multipart([*route.envelope, reply], zmq.NOBLOCK)
         except zmq.ZMQError as error:  # the peer is gone or reads nothing: its loss alone
             log.debug("cannot reply: %s", error)
         self._read_soon(router)

@@ -23,6 +23,7 @@ import zmq
 from sysup import protocol
 from sysup.doorman import secure
 from sysup.endpoints import bind
+from sysup.guard import Guard
 from sysup.keys import Keys
 from sysup.outside import REOPEN, Outside, Roll
 from sysup.protocol import SysupError
@@ -38,6 +39,8 @@ MOST_OUTPUT_TOPICS = 128
 """As many of those that are compared with each stream."""
 MOST_STATS_TOPICS = 128
 """As many of those that are compared with each watcher."""
+MOST_SUBSCRIBED = 1 << 16
+"""Bytes of subscriptions that a TCP peer may send; libzmq keeps them all."""
 QUEUED = 1000
 """Messages that are held for a subscriber; further ones it loses."""
 LINGER = 500
@@ -114,7 +117,7 @@ class Audience:
         self._others = 0
         """Topics that are too long, or too many, and so mean all."""
         self._loop = loop
-        self._socket = sock
+        self.socket = sock
         self._changed = changed
         self._to_read = False
         loop.add_reader(sock.fileno(), self._read)
@@ -127,13 +130,13 @@ class Audience:
 
     def send(self, topic: bytes, body: bytes) -> None:
         """Tell those who want it."""
-        self._socket.send_multipart([topic, body], zmq.NOBLOCK)
+        self.socket.send_multipart([topic, body], zmq.NOBLOCK)
         self._read_soon()
 
     def close(self) -> None:
         """Have nobody hear any more."""
-        self._loop.remove_reader(self._socket.fileno())
-        self._socket.close()
+        self._loop.remove_reader(self.socket.fileno())
+        self.socket.close()
 
     def _read_soon(self) -> None:
         if not self._to_read:
@@ -142,12 +145,12 @@ class Audience:
 
     def _read(self) -> None:
         self._to_read = False
-        if self._socket.closed:
+        if self.socket.closed:
             return
         before = self.topics
         for _ in range(BATCH):
             try:
-                frame = self._socket.recv(zmq.NOBLOCK)
+                frame = self.socket.recv(zmq.NOBLOCK)
             except zmq.Again:
                 break
             self._note(frame[:1], frame[1:])
@@ -193,6 +196,7 @@ class Events:
         self._context = context
         self._wall = wall
         self._own: zmq.Socket[bytes] | None = None
+        self._guards: dict[zmq.Socket[bytes], Guard] = {}
         self._outside: list[Outside] = []
         self._audience: Audience | None = None
         self._open_stats: Callable[[], None] = lambda: None
@@ -226,7 +230,7 @@ class Events:
         def make() -> zmq.Socket[bytes]:
             return self._make(zmq.PUB, endpoint, 0o600, -1, keys)
 
-        self._outside.append(Outside(make, hidden, keys))
+        self._outside.append(Outside(make, self._unguard, hidden, keys))
 
     def serve_stats(self, endpoint: str, keys: Keys | None = None) -> None:
         """Publish statistics on another endpoint; raises SysupError when it can't be bound."""
@@ -255,19 +259,28 @@ class Events:
         made.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
         if kind == zmq.XPUB and manual and self._manual:
             made.setsockopt(zmq.XPUB_MANUAL, 1)
+        guard = Guard(self._loop, made, endpoint, MOST_SUBSCRIBED)
         try:
             if keys is not None:
                 secure(made, keys)
             bind(made, endpoint, mode, group)
         except BaseException:
+            guard.close()
             made.close(0)
             raise
+        self._guards[made] = guard
         return made
+
+    def _unguard(self, sock: zmq.Socket[bytes]) -> None:
+        """Have it closed by others: its monitor stands in the way."""
+        self._guards.pop(sock).close()
 
     def close(self) -> None:
         """Let the last events leave, and close."""
         if self._own is not None:
             self._loop.remove_reader(self._own.fileno())
+        for sock in [*self._guards]:
+            self._unguard(sock)
         for each in (self._own, *(outside.socket for outside in self._outside)):
             if each is not None:
                 each.close()
@@ -295,6 +308,7 @@ class Events:
         for outside in self._outside:
             outside.check(now)
         if self._roll is not None and self._audience is not None and self._roll.has_shrunk(now):
+            self._unguard(self._audience.socket)
             self._audience.close()
             self._audience = None
             self._tell_stats_wanted()

@@ -61,14 +61,20 @@ class Outside:
 
     Args:
         make: binds it; raises SysupError when that can't be.
+        before_close: told of one that is about to be closed.
         hidden: whether what processes wrote is hidden from all.
         keys: who may listen.
     """
 
     def __init__(
-        self, make: Callable[[], zmq.Socket[bytes]], hidden: bool, keys: Keys | None
+        self,
+        make: Callable[[], zmq.Socket[bytes]],
+        before_close: Callable[[zmq.Socket[bytes]], None],
+        hidden: bool,
+        keys: Keys | None,
     ) -> None:
         self._make = make
+        self._before_close = before_close
         self._hidden = hidden
         self._roll = Roll(keys) if keys is not None else None
         self.socket: zmq.Socket[bytes] | None = make()
@@ -83,6 +89,7 @@ class Outside:
         if self._roll is None:
             return
         if self._roll.has_shrunk(now) and self.socket is not None:
+            self._before_close(self.socket)
             self.socket.close(0)
             self.socket = None
         if self.socket is None:

@@ -32,6 +32,14 @@ class Peer:
         self._access = access
 
     @property
+    def fd(self) -> int:
+        """The descriptor of its connection, if that is still there; -1 if it is not known."""
+        try:
+            return int(self._frame.get(zmq.SRCFD))
+        except (zmq.ZMQError, ValueError):
+            return -1
+
+    @property
     def role(self) -> Role:
         """What it may do now. Raises AccessDenied for a key that is no longer authorized."""
         if isinstance(self._access, Role):

@@ -32,6 +32,11 @@ from typing import Any
 MAX_MESSAGE = 1 << 20
 """Bytes of the longest request the daemon reads."""
 
+FEW_BYTES = 1 << 16
+MANY_VALUES = 20_000
+"""A request longer than FEW_BYTES has at most so many values: it may be one long text, but what
+takes a tenth of a second to read would hold up all others."""
+
 MAX_ID = 1024
 """Characters of the longest `id`, as JSON: it is kept with each reply until that is read."""
 
@@ -134,9 +139,11 @@ class Request:
 def decode_request(data: bytes) -> Request:
     """Read a request.
 
-    Raises InvalidJson when `data` is not JSON, MessageError when it is JSON of another
-    shape; nothing else, whatever the bytes.
+    Raises InvalidJson when `data` is not JSON or would take long to read, MessageError when it is
+    JSON of another shape; nothing else, whatever the bytes.
     """
+    if len(data) > FEW_BYTES and _has_many_values(data):
+        raise InvalidJson(f"json invalid: more than {MANY_VALUES} values")
     try:
         message = json.loads(data)
     except (ValueError, RecursionError):
@@ -163,12 +170,23 @@ def decode_request(data: bytes) -> Request:
 
 def request_id(data: bytes) -> Any:
     """The `id` of a request that may be malformed otherwise; None if it has none."""
+    if len(data) > FEW_BYTES:
+        return None
     try:
         message = json.loads(data)
     except (ValueError, RecursionError):
         return None
     number = message.get("id") if isinstance(message, dict) else None
     return number if _is_id(number) else None
+
+
+def _has_many_values(data: bytes) -> bool:
+    """Whether it would take long to read, told by what stands outside of strings."""
+    bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if bare.count(b'"') > 2 * MANY_VALUES:
+        return True
+    outside = b"".join(bare.split(b'"')[::2])
+    return sum(map(outside.count, (b",", b"[", b"{"))) > MANY_VALUES
 
 
 def _is_id(value: Any) -> bool:

@@ -377,6 +377,7 @@ def test_a_reply_after_the_end_is_dropped(server: Server) -> None:
         (task,) = server.control._tasks
         for router in server.control._routers:
             server.loop.remove_reader(router.fileno())
+            server.control._guards[router].close()
             router.close()
         server.control._routers.clear()
         server.gate.set()

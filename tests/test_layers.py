@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[1] / "sysup"
 LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"machine", "plan", "config", "protocol", "certificates"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
-    | frozenset({"runtime", "source", "signals", "ledger", "lot", "keys"}),
-    frozenset({"endpoints", "doorman", "peers", "outside", "events", "taps"})
+    | frozenset({"runtime", "source", "signals", "matching", "ledger", "lot", "keys"}),
+    frozenset({"endpoints", "doorman", "guard", "peers", "outside", "events", "taps"})
     | frozenset({"diary", "log", "board", "turns", "meter", "pace", "pulse", "herald"})
     | frozenset({"body", "remains", "generations", "slots", "watcher"})
     | frozenset({"outputs", "properties", "commands", "control", "serving"})
