@@ -17,6 +17,8 @@ from tests.lab import Container
 
 FILLER = 90
 FILLERS = tuple("x" * length for length in range(FILLER))
+LONG, LONGER = 50, 111
+"""As in writer.c."""
 FIELD = re.compile(rb"(?m)^([A-Z_]+)=(.*)$")
 
 
@@ -95,7 +97,10 @@ def parse(line: str) -> tuple[str, int]:
     """Who wrote it, and its number; an empty name if it is not whole."""
     name, _, rest = line.partition(" ")
     number, _, filler = rest.partition(" ")
-    if not number.isdecimal() or filler != FILLERS[int(number) % FILLER]:
+    if not number.isdecimal():
+        return "", 0
+    wanted = FILLERS[int(number) % FILLER]
+    if filler != wanted and (int(number) % LONG or filler != wanted * LONGER):
         return "", 0
     return name, int(number)
 

@@ -4,7 +4,7 @@
  *
  * Lines are "LABEL.WID.PID NUMBER xx..x\n", with NUMBER % 90 times x; on average one in PAUSE
  * microseconds, in runs of 1 to 16. It ends when the first byte of DIRECTORY/go becomes 0. HOW:
- *     halves   some lines are written in two parts
+ *     halves   some lines are written in two parts, and one in LONG has LONGER times as many x
  *     whole    each by one write(2), so whoever kills it cuts none
  *     crash    whole, and it dies after some hundred of them
  *     child    whole, and a child in a session of its own sleeps for ever
@@ -20,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { FILLER = 90, RUNS = 16, LIFE = 400 };
+enum { FILLER = 90, LONG = 50, LONGER = 111, RUNS = 16, LIFE = 400 };
 
 static void *map(const char *path, int flags, size_t length)
 {
@@ -71,8 +71,9 @@ int main(int argc, char **argv)
     uint64_t most = strcmp(how, "crash") == 0 ? LIFE + (uint64_t)getpid() % LIFE : UINT64_MAX;
     bool halves = strcmp(how, "halves") == 0;
     for (uint64_t i = 1; *go && i <= most; i++) {
-        char line[256];
-        size_t filler = i % FILLER, length = (size_t)snprintf(line, sizeof line, "%s %llu ", name, (unsigned long long)i);
+        static char line[256 + FILLER * LONGER];
+        size_t filler = i % FILLER * (halves && i % LONG == 0 ? LONGER : 1);
+        size_t length = (size_t)snprintf(line, 256, "%s %llu ", name, (unsigned long long)i);
         memset(line + length, 'x', filler);
         length += filler;
         line[length++] = '\n';
