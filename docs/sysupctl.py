@@ -88,6 +88,10 @@ Commands that change something end when it is done, and say what was: up to 600 
 `--timeout`. `--no-wait` ends when the daemon has accepted the command. If the daemon ends
 meanwhile, sysupctl notices. `--waiting`, which circusctl needs for it, is taken, too.
 
+`wait NAME...` ends when watchers are ready, whoever starts them (`--stopped`: when no process is
+left), or have failed for good; it looks when something happens, and a restart of the daemon
+doesn't end it.
+
 ## Exit codes
 
 | Code | Meaning |
@@ -95,8 +99,8 @@ meanwhile, sysupctl notices. `--waiting`, which circusctl needs for it, is taken
 | 0 | done; of `status`: all that is wanted runs |
 | 1 | refused, or failed; or the reader of the output has gone |
 | 2 | wrong usage |
-| 3 | of `status` alone: something that is wanted does not run |
-| 4 | the daemon can't be reached or did not answer in time; of `status`: there is no such watcher |
+| 3 | of `status`: something that is wanted does not run; of `wait`: it is not so in time |
+| 4 | the daemon can't be reached or did not answer in time; of `status` and `wait`: there is no such watcher |
 | 130 | interrupted by Ctrl-C (`listen`, `logs -f` and `tail -f` end with 0) |
 
 A watcher that somebody stopped, or that doesn't start by itself, isn't wanted; asked for by name

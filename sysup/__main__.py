@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import sys
@@ -84,11 +85,21 @@ def main(
     try:
         own_log = Log(level, log_output or options.logoutput, loaded.app)
         pidfile = pidfile or options.pidfile
+        keep_for_good()
         with asyncio.Runner(loop_factory=Loop) as runner:
             sys.exit(runner.run(run(loaded, own_log, pidfile, files, inherited, notifier)))
     except SysupError as error:
         tell(f"error: {error}")
         sys.exit(1)
+
+
+def keep_for_good() -> None:
+    """Have the garbage collector not look again at what is there now: modules and the config.
+
+    It looks at all else in one go, which the loop waits for.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def occupy_standard_descriptors() -> None:

@@ -371,12 +371,18 @@ class Client:
         """Listen to the daemon's events; see `Subscription`. Raises as `call` does."""
         return Subscription(self.events_endpoint(), topics, self._context, self._keys)
 
+    def subscribe_stats(self, topics: Iterable[str] = (protocol.STATS,)) -> Subscription:
+        """The same of figures of processes, under `stat.`, that come each second."""
+        endpoint = self.events_beside() or self._published("stats_endpoint")
+        return Subscription(endpoint, topics, self._context, self._keys)
+
     def events_endpoint(self) -> str:
         """Where the daemon publishes; it is asked if its socket isn't beside the control socket."""
-        beside = self.events_beside()
-        if beside is not None:
-            return beside
-        endpoint = str(self.call("globaloptions")["options"]["pubsub_endpoint"])
+        return self.events_beside() or self._published("pubsub_endpoint")
+
+    def _published(self, option: str) -> str:
+        """An endpoint as the daemon tells it, reached at the host where it is."""
+        endpoint = str(self.call("globaloptions")["options"][option])
         if self.endpoint.startswith("tcp://"):
             host = self.endpoint.removeprefix("tcp://").rpartition(":")[0]
             for anywhere in ("tcp://0.0.0.0:", "tcp://*:"):

@@ -27,6 +27,7 @@ from sysup.ctl.session import (
     common_options,
     complete_signal,
     complete_watcher,
+    is_well,
     maybe_name_argument,
     name_argument,
     run,
@@ -34,6 +35,7 @@ from sysup.ctl.session import (
     wait_option,
 )
 from sysup.ctl.top import top
+from sysup.ctl.waiting import wait
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
 
 TAKEN_OVER_WITHIN = 30.0
@@ -43,7 +45,7 @@ Exit codes:
   0  it is done; status: all that is wanted runs
   1  refused, or failed
   2  wrong usage
-  3  status: something that is wanted does not run
+  3  status: something that is wanted does not run; wait: nor in time
   4  the daemon cannot be reached or did not answer in time; status: no such watcher
 
 Without -a or --endpoint it is the endpoint in SYSUPCTL_ENDPOINT or CIRCUSCTL_ENDPOINT, else the
@@ -97,21 +99,12 @@ def status(name: str | None, processes: bool) -> int:
         here.show(reply, render.status(watchers, processes or name is not None))
         if changed := reply.get("changed_files"):
             click.echo(f"hint: {render.changed_files(changed)}", err=True)
-        well = all(_is_well(watcher, named=name is not None) for watcher in watchers.values())
+        well = all(is_well(watcher, named=name is not None) for watcher in watchers.values())
     else:  # a daemon of Circus
         states = {name: reply["status"]} if name else reply["statuses"]
         here.show(reply, render.key_values(states))
         well = all(state == "active" for state in states.values())
     return OK if well else NOT_RUNNING
-
-
-def _is_well(watcher: dict[str, Any], named: bool) -> bool:
-    """Whether all processes that are wanted run; one that is asked for by name is wanted."""
-    if watcher.get("want") == "down" and not named:
-        return True
-    if watcher["state"] == "active":
-        return bool(watcher["ready"] >= watcher["numprocesses"])
-    return bool(watcher["state"] == "done")
 
 
 @cli.command()
@@ -206,6 +199,7 @@ def _topic(word: str) -> str:
 
 for _command in options.COMMANDS:
     cli.add_command(_command)
+cli.add_command(wait)
 cli.add_command(top)
 cli.add_command(output.tail)
 cli.add_command(logs.logs)
@@ -232,7 +226,7 @@ def _change(name: str | None, done: str, command: str, wait: bool, **properties:
 def _nothing_runs(name: str, reply: dict[str, Any]) -> int:
     """A watcher was to be up, and no process is there: show how it is instead."""
     watchers = session().call("status", name=name).get("watchers", {})
-    if all(_is_well(watcher, named=True) for watcher in watchers.values()):
+    if all(is_well(watcher, named=True) for watcher in watchers.values()):
         session().show(reply, f"{render.clean(name)}: nothing to do")
         return OK
     session().show(reply, render.status(watchers, processes=False))

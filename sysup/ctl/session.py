@@ -19,7 +19,7 @@ from sysup.client import CallError, Client, ConnectionLost, NotRunning, TimedOut
 from sysup.protocol import Errno, SysupError
 
 OK, FAILED, USAGE, NOT_RUNNING, UNREACHABLE = range(5)
-"""The exit codes; NOT_RUNNING is that of `status` alone (LSB)."""
+"""The exit codes; NOT_RUNNING is that of `status` (LSB) and `wait`."""
 INTERRUPTED = 130
 
 WAIT = 600.0
@@ -109,6 +109,15 @@ def _is_unknown_name(error: CallError) -> bool:
 def session() -> Session:
     """The session of the command that runs."""
     return click.get_current_context().ensure_object(Session)
+
+
+def is_well(watcher: Mapping[str, Any], named: bool) -> bool:
+    """Whether all processes that are wanted run; one that is asked for by name is wanted."""
+    if watcher.get("want") == "down" and not named:
+        return True
+    if watcher["state"] == "active":
+        return bool(watcher["ready"] >= watcher["numprocesses"])
+    return bool(watcher["state"] == "done")
 
 
 # ---- common options ----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import click
 
-from sysup.client import TIMEOUT, Client, Subscription, TimedOut
+from sysup.client import TIMEOUT, Subscription, TimedOut
 from sysup.ctl import figures
 from sysup.ctl.figures import BLOCKS, END, ORDERS, PLAIN_BLOCKS, Figures
 from sysup.ctl.render import clean
@@ -52,7 +52,7 @@ def top(names: tuple[str, ...], order: str, reverse: bool, count: int | None) ->
     live = count is None and not (here.json or here.prettify) and on_terminal()
     found = Figures(names)
     topics = [stats_topic(name).decode() for name in names] or [STATS]
-    with Subscription(stats_endpoint(here.client()), [*topics, END]) as events:
+    with here.client().subscribe_stats([*topics, END]) as events:
         if live:
             Live(events, found, order, reverse=reverse, title=here.app or events.endpoint).run()
             return
@@ -68,14 +68,6 @@ def on_terminal() -> bool:
     """Whether there is somebody to look on, and a terminal that can be drawn on."""
     both = sys.stdin.isatty() and sys.stdout.isatty()
     return both and os.environ.get("TERM", "dumb") != "dumb"
-
-
-def stats_endpoint(client: Client) -> str:
-    """Where the daemon tells figures: its own event socket, or as it says."""
-    beside = client.events_beside()
-    if beside is not None:
-        return beside
-    return str(client.call("globaloptions")["options"]["stats_endpoint"])
 
 
 def rounds(events: Subscription, found: Figures, timeout: float) -> Iterator[int]:
