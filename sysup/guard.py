@@ -201,6 +201,8 @@ class Guard:
 
 def _queued(fd: int) -> int:
     """Bytes that were sent by a descriptor and not yet read; 0 if it is no socket any more."""
+    if fd < 0:
+        return 0
     answer = array.array("i", [0])
     try:
         fcntl.ioctl(fd, termios.TIOCOUTQ, answer)
