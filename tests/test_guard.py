@@ -142,7 +142,7 @@ def test_who_asks_for_long_is_not_cut(server: Server, monkeypatch: pytest.Monkey
     monkeypatch.setattr(guard, "LOOK", 0.001)
     for each in server.guards:
         each._ahead = 20_000
-    client = server.client(server.tcp, HEARTBEAT_IVL=10)
+    client = server.client(server.tcp, HEARTBEAT_IVL=10, HEARTBEAT_TIMEOUT=int(PATIENCE * 1000))
     for _ in range(1000):
         assert server.ask(client)["pong"]
     (watched,) = (each for each in server.guards if each._is_tcp)
