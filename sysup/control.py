@@ -210,7 +210,10 @@ class Control:
                 message = router.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            self._take(router, message)
+            try:
+                self._take(router, message)
+            except Exception:  # a message is a boundary: those after it are read
+                log.exception("a message could not be taken")
             if self._loop.time() > until:
                 break
         self._read_soon(router)

@@ -24,6 +24,7 @@ import logging
 import os
 import resource
 import socket
+import struct
 import sys
 import termios
 from collections.abc import Iterator
@@ -153,6 +154,8 @@ class Guard:
             if found is None:
                 return
             with contextlib.suppress(OSError):  # it has just ended
+                # libzmq closes it then, and what the kernel holds of it goes at once
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 found.shutdown(socket.SHUT_RDWR)
         now = self._loop.time()
         if now >= self._quiet.get(reason, 0.0):
@@ -201,6 +204,8 @@ class Guard:
 
 def _queued(fd: int) -> int:
     """Bytes that were sent by a descriptor and not yet read; 0 if it is no socket any more."""
+    if fd < 0:
+        return 0
     answer = array.array("i", [0])
     try:
         fcntl.ioctl(fd, termios.TIOCOUTQ, answer)
