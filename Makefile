@@ -38,6 +38,7 @@ help:
 	@echo 'make chaos   kill, upgrade and stop the daemon under load for 20 minutes: is anything lost?'
 	@echo 'make install build, and install for systemd (packaging/install.mk has its variables)'
 	@echo 'make deb     a package for Debian, in dist/'
+	@echo 'make rpm     a package for Fedora, in dist/'
 	@echo 'make format  put the Python code in shape'
 	@echo 'make clean   remove all that was built'
 

@@ -103,7 +103,7 @@ def mmdebstrap(tree: Path, *options: str) -> None:
         raise CannotBuild("there is no mmdebstrap")
     command = [
         *("mmdebstrap", "--quiet", *options),
-        *(f"--aptopt={option}" for option in [APT_TIMES_OUT, *_proxies()]),
+        *(f"--aptopt={option}" for option in [APT_TIMES_OUT, *proxies()]),
         *(SUITE, str(tree), *sorted(sources())),
     ]
     try:
@@ -114,7 +114,7 @@ def mmdebstrap(tree: Path, *options: str) -> None:
         raise CannotBuild(f"mmdebstrap failed: {error.stderr[-2000:]}") from None
 
 
-def _proxies() -> Iterator[str]:
+def proxies() -> Iterator[str]:
     """The options of apt by which this machine reaches the archive."""
     if shutil.which("apt-config"):
         dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
