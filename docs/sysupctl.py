@@ -100,7 +100,7 @@ doesn't end it.
 | 1 | refused, or failed; or the reader of the output has gone |
 | 2 | wrong usage |
 | 3 | of `status`: something that is wanted does not run; of `wait`: it is not so in time |
-| 4 | the daemon can't be reached or did not answer in time; of `status` and `wait`: there is no such watcher |
+| 4 | the daemon can't be reached or did not answer in time; of `status`, `wait`: no such watcher |
 | 130 | interrupted by Ctrl-C (`listen`, `logs -f` and `tail -f` end with 0) |
 
 A watcher that somebody stopped, or that doesn't start by itself, isn't wanted; asked for by name
