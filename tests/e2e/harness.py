@@ -280,6 +280,10 @@ class Daemon:
         """What the daemon wrote to its standard output and error so far."""
         return self.log_file.read_text(errors="replace")
 
+    def says(self, text: str, times: int = 1) -> None:
+        """Wait until its log has a text so often: what it writes passes through its pump."""
+        until(lambda: self.log().count(text) >= times, f"it says {text!r}")
+
     def ctl(self, *args: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run `sysupctl -a APP ARGS`, whatever its exit status."""
         return subprocess.run(

@@ -125,7 +125,7 @@ def test_a_control_socket_that_nobody_can_reach_is_replaced(sysupd: Start, held:
     path = held.directory / "app" / "control"
     path.unlink()
     daemon = sysupd(WEB, listen=[("control", control)])
-    assert f"cannot serve the control socket of systemd: {path} is not there" in daemon.log()
+    daemon.says(f"cannot serve the control socket of systemd: {path} is not there")
     daemon.stop()
     assert not path.exists(), "this one is the daemon's own"
 
@@ -134,7 +134,7 @@ def test_what_is_no_control_socket(sysupd: Start, held: Held) -> None:
     tcp = held.tcp()
     datagrams = held.unix(held.directory / "datagrams", socket.SOCK_DGRAM)
     daemon = sysupd(WEB, listen=[("control", tcp), ("control", datagrams)])
-    assert daemon.log().count("it is not a stream socket of the file system") == 2
+    daemon.says("it is not a stream socket of the file system", times=2)
 
 
 # ---- sockets of the app ------------------------------------------------------------------

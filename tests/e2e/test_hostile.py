@@ -63,5 +63,5 @@ def test_a_pidfile_of_the_living_is_respected_and_one_of_the_dead_is_not(
 def test_an_owner_that_there_is_not_costs_only_the_gift(sysupd: Start, tmp_path: Path) -> None:
     endpoint = f"ipc://{tmp_path}/own"
     daemon = sysupd(f"[sysup]\nendpoint = {endpoint}\nendpoint_owner = nobody-such\n{GOOD}")
-    assert f"cannot give {endpoint} to nobody-such" in daemon.log()
+    daemon.says(f"cannot give {endpoint} to nobody-such")
     assert daemon.status("good") == "active"

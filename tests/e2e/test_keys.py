@@ -82,9 +82,8 @@ def test_from_no_key_to_a_role_and_back(place: Place) -> None:
     assert "add needs the role 'admin'" in refused.stderr
     (place.keys / "authorized" / "me.key").unlink()
     ctl(*tcp, "status", code=4)
-    log = place.daemon.log()
-    assert "stop web: by key me, 127.0.0.1" in log
-    assert "refused the key" in log
+    place.daemon.says("stop web: by key me, 127.0.0.1")
+    place.daemon.says("refused the key")
 
 
 def test_the_wrong_daemon_and_no_keys_at_all(place: Place, tmp_path: Path) -> None:
@@ -128,7 +127,7 @@ def test_without_its_keys_a_daemon_serves_no_tcp(sysupd: Start, tmp_path: Path) 
     endpoint = free_endpoint()
     text = f"[sysup]\nendpoint = {endpoint}\ncurve_dir = {tmp_path}/keys\n{WEB}"
     daemon = sysupd(text)
-    assert f"there is no {tmp_path}/keys/server.key_secret; `sysupctl keygen" in daemon.log()
+    daemon.says(f"there is no {tmp_path}/keys/server.key_secret; `sysupctl keygen")
     assert daemon.status("web") == "active"
     host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
     with pytest.raises(ConnectionRefusedError):

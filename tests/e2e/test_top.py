@@ -64,9 +64,12 @@ class Terminal:
             assert time.monotonic() < deadline, self.shown
             self._read(0.2)
 
-    def _read(self, timeout: float) -> None:
-        if select.select([self._leader], [], [], timeout)[0]:
+    def _read(self, timeout: float) -> bool:
+        """What has come, a part at a time; whether there was any."""
+        is_there = bool(select.select([self._leader], [], [], timeout)[0])
+        if is_there:
             self.shown += os.read(self._leader, 65536)
+        return is_there
 
     def end(self) -> int:
         """Its exit status; then the terminal is as before."""
@@ -76,7 +79,8 @@ class Terminal:
             return self.process.poll() is not None
 
         until(has_ended, "it ends")
-        self._read(0.1)
+        while self._read(0.0):
+            pass
         assert termios.tcgetattr(self._follower) == self.before
         assert self.shown.endswith(LEAVE)
         return self.process.returncode
