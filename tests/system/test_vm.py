@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -137,11 +138,8 @@ def test_a_machine_ends_with_its_owner_and_its_image_stays(vm: Vm) -> None:
 
 
 def is_over(pidfd: int) -> bool:
-    try:
-        signal.pidfd_send_signal(pidfd, 0)
-    except ProcessLookupError:
-        return True
-    return False
+    """Also of one that nobody has reaped: after some tests this process is who should."""
+    return bool(select.select([pidfd], [], [], 0)[0])
 
 
 # ---- an old kernel ---------------------------------------------------------------------------
