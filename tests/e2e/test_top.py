@@ -32,6 +32,12 @@ LEAVE = b"\x1b[?25h\x1b[?1049l"
 """The cursor is there, and the screen that was before."""
 
 
+def take_terminal() -> None:
+    """As a shell has a command in the foreground; a job in its background ignores SIGINT."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A terminal of a size, and sysupctl top on it."""
 
@@ -47,7 +53,7 @@ class Terminal:
             stderr=self._follower,
             env={**daemon.env, "TERM": "xterm", "LANG": "C.UTF-8"},
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=take_terminal,
         )
 
     def resize(self, lines: int, columns: int) -> None:
