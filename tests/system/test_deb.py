@@ -128,7 +128,7 @@ def test_from_installation_to_purge(stock: Container, package: Path) -> None:
 
     stock.run(["systemctl", "start", "sysup@example"])
     until(lambda: "process 1 is well" in stock.journal("-u", "sysup@example"), "the journal has it")
-    assert "process 2 is well" in stock.journal("SYSUP_WATCHER=ticker")
+    until(lambda: "process 2 is well" in stock.journal("SYSUP_WATCHER=ticker"), "by its field")
     assert "process 1 is well" in stock.run(["sysupctl", "logs"]).stdout
     member = ("setpriv", "--reuid=1000", "--regid=1000", "--groups=sysup")
     assert "ticker" in stock.run([*member, "sysupctl", "incr", "ticker"]).stdout
@@ -161,8 +161,8 @@ def test_an_upgrade_is_not_noticed(served: Container, package: Path, tmp_path: P
     )
     served.run(["systemctl", "start", "sysup@many"])
     daemon = main_pid(served, "many")
+    until(lambda: len(served.pids("/usr/bin/perl /root/count")) == WRITERS, "all write")
     writers = served.pids("/usr/bin/perl /root/count")
-    assert len(writers) == WRITERS
     for version in ("0.9.0", "0.9.1"):
         said = install(served, packages.variant(package, version, tmp_path))
         assert f"sysup@many: sysupd {before(version)} is replaced by {version}" in said
@@ -278,5 +278,5 @@ def test_daemons_that_are_no_services_of_the_system(
         assert of_user.show("MainPID") == main_pid
         served.run([*APT, "remove", "sysup"])
         assert of_user.pids() | by_hand.pids() == set()
-        assert processes(served) == []
+        until(lambda: processes(served) == [], "the guard of the user's app has ended")
     install(served, package)
