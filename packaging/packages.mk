@@ -3,8 +3,8 @@
 #
 #     make deb DIST=/tmp/out WORK=/tmp/work     there, and made there
 #
-# Debian's source package has two archives, which is what format 3.0 (quilt) is for: that of sysup is its
-# source distribution, and that of cysystemd is as its authors made it, pinned by its hash. What
+# Debian's source package has two archives, which is what format 3.0 (quilt) is for: that of sysup is
+# its source distribution, and that of cysystemd is as its authors made it, pinned by its hash. What
 # dpkg-buildpackage does then needs no network.
 
 DIST ?= dist

@@ -75,7 +75,7 @@ def test_the_wheel_installs_and_runs_without_a_compiler(dist: Path, tmp_path: Pa
 
 def test_all_name_the_same_version() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    debian = (ROOT / "packaging/debian/changelog").read_text().split()[1]
+    debian = (ROOT / "packaging/debian/changelog").read_text().split()[1].strip("()")
     spec = (ROOT / "packaging/sysup.spec").read_text()
     fedora = re.findall(r"(?m)^\* .* - (\S+)$", spec)[0]
     assert __version__ == project["version"]

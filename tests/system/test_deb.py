@@ -20,7 +20,7 @@ from tests.e2e.harness import TAKEN_OVER, until
 from tests.lab import Container, Unavailable, boot
 from tests.lab.archive import archive
 from tests.lab.rootfs import CannotBuild
-from tests.system.services import App
+from tests.system.services import HOME, USER, App
 
 DEPENDENCIES = ("python3-cffi-backend", "python3-click", "python3-sdnotify", "python3-zmq")
 APT = ("apt-get", "--yes", "--quiet", "--no-install-recommends")
@@ -128,7 +128,7 @@ def test_from_installation_to_purge(stock: Container, package: Path) -> None:
 
     stock.run(["systemctl", "start", "sysup@example"])
     until(lambda: "process 1 is well" in stock.journal("-u", "sysup@example"), "the journal has it")
-    assert "process 2 is well" in stock.journal("SYSUP_WATCHER=ticker")
+    until(lambda: "process 2 is well" in stock.journal("SYSUP_WATCHER=ticker"), "by its field")
     assert "process 1 is well" in stock.run(["sysupctl", "logs"]).stdout
     member = ("setpriv", "--reuid=1000", "--regid=1000", "--groups=sysup")
     assert "ticker" in stock.run([*member, "sysupctl", "incr", "ticker"]).stdout
@@ -161,8 +161,8 @@ def test_an_upgrade_is_not_noticed(served: Container, package: Path, tmp_path: P
     )
     served.run(["systemctl", "start", "sysup@many"])
     daemon = main_pid(served, "many")
+    until(lambda: len(served.pids("/usr/bin/perl /root/count")) == WRITERS, "all write")
     writers = served.pids("/usr/bin/perl /root/count")
-    assert len(writers) == WRITERS
     for version in ("0.9.0", "0.9.1"):
         said = install(served, packages.variant(package, version, tmp_path))
         assert f"sysup@many: sysupd {before(version)} is replaced by {version}" in said
@@ -181,6 +181,12 @@ def test_an_upgrade_is_not_noticed(served: Container, package: Path, tmp_path: P
 
 def before(version: str) -> str:
     return {"0.9.0": "0.1.0", "0.9.1": "0.9.0"}[version]
+
+
+def version(app: App) -> str | None:
+    """The daemon's; none while nobody is there."""
+    found: str | None = json.loads(app.ctl("--json", "version").stdout).get("sysupd")
+    return found
 
 
 def main_pid(machine: Container, app: str) -> str:
@@ -225,7 +231,7 @@ def test_a_version_that_cannot_go_on_is_told_and_harms_nothing(
     said = install(served, packages.variant(package, "0.9.5", tmp_path, refusing))
     assert "the state is of another kind" in said
     assert "systemctl restart 'sysup@kept'" in said
-    assert json.loads(app.ctl("--json", "version").stdout)["sysupd"] == "0.8.0"
+    assert version(app) == "0.8.0"
     assert app.pids() == before
     assert app.show("MainPID") == daemon
     said = install(served, packages.variant(package, "0.9.6", tmp_path))
@@ -234,23 +240,43 @@ def test_a_version_that_cannot_go_on_is_told_and_harms_nothing(
     app.systemctl("stop")
 
 
+def test_a_daemon_that_is_not_where_sysupctl_looks(
+    served: Container, package: Path, tmp_path: Path
+) -> None:
+    install(served, packages.variant(package, "0.8.0", tmp_path))
+    app = App(served, "away")
+    app.configure(more="[sysup]\nruntime_dir = /run/away")
+    before, daemon = app.start().pids(), app.show("MainPID")
+    said = install(served, packages.variant(package, "0.9.0", tmp_path))
+    assert "sysup@away: asked to become the new sysupd" in said
+    until(lambda: TAKEN_OVER in served.journal("-u", app.unit), "it is the new one")
+    assert app.pids() == before
+    assert app.show("MainPID") == daemon
+    app.systemctl("stop")
+
+
 def test_daemons_that_are_no_services_of_the_system(
     served: Container, package: Path, tmp_path: Path
 ) -> None:
     install(served, packages.variant(package, "0.8.0", tmp_path))
-    served.write("/root/hand.ini", "[watcher:w]\ncmd = sleep 77777\n")
-    command = "sysupd --log-output=/root/hand.log /root/hand.ini"
-    with served.popen(command.split()):
-        until(lambda: len(served.pids("sleep 77777")) == 1, "its process runs")
-        before = served.pids("sleep 77777")
-        (daemon,) = served.pids(f"/usr/bin/python3 -I /usr/bin/{command}")
+    of_user = App(served, "mine", user=True)
+    served.run(["chown", "-R", "user:user", HOME])
+    served.run(["systemctl", "start", f"user@{USER}.service"])
+    by_hand = App(served, "hand")
+    daemon = f"/usr/bin/python3 -I /usr/bin/sysupd --log-output=/root/hand.log {by_hand.file}"
+    with served.popen(daemon.split()[2:]):
+        by_hand.wait_for_processes()
+        before = [of_user.start().pids(), by_hand.pids(), served.pids(daemon)]
+        main_pid = of_user.show("MainPID")
         said = install(served, packages.variant(package, "0.9.0", tmp_path))
-        assert re.search(r"sysupd, process \d+: asked to become the new one", said)
+        asked = re.findall(r"sysupd, process (\d+): asked to become the new one", said)
+        assert set(map(int, asked)) == {int(main_pid), *served.pids(daemon)}
         log = served.path("/root/hand.log")
-        until(lambda: TAKEN_OVER in log.read_text(), "it is the new one")
-        assert served.pids("sleep 77777") == before
-        assert served.pids(f"/usr/bin/python3 -I /usr/bin/{command}") == {daemon}
+        until(lambda: TAKEN_OVER in log.read_text(), "the one is new")
+        until(lambda: version(of_user) == "0.9.0", "so is the other")
+        assert [of_user.pids(), by_hand.pids(), served.pids(daemon)] == before
+        assert of_user.show("MainPID") == main_pid
         served.run([*APT, "remove", "sysup"])
-        assert served.pids("sleep 77777") == set()
-        assert processes(served) == []
+        assert of_user.pids() | by_hand.pids() == set()
+        until(lambda: processes(served) == [], "the guard of the user's app has ended")
     install(served, package)
