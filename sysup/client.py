@@ -412,17 +412,22 @@ class Client:
             self._hear_of_refusal()
 
     def _hear_of_refusal(self) -> None:
-        """Raise Unreachable if what the monitor tells is that we were not let in."""
+        """Raise Unreachable if what the monitor tells is that we were not let in.
+
+        A handshake that ends without a word (NO_DETAIL) may mean as well that the daemon ended.
+        """
         kind = int.from_bytes(self._monitor.recv_multipart()[0][:2], sys.byteorder)
-        if not kind & NOT_LET_IN:
+        if not kind & NOT_LET_IN or not self.endpoint.startswith("tcp://"):
             return
         keys = self._keys
-        if keys is None:
-            reason = "it wants keys; see --key and --server-key"
-        elif kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+        if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH and keys is not None:
             reason = f"the key {keys.own_path} is not authorized there; see sysupctl authorize"
-        else:
+        elif keys is not None:
             reason = f"its key is not that of {keys.server_path}, or it is plain TCP"
+        else:
+            reason = "it wants keys (see --key and --server-key)"
+        if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            reason += ", or it has just ended"
         raise Unreachable(f"cannot reach {self.endpoint}: {reason}", Errno.ACCESS_DENIED)
 
     def _reply_to(self, request: Request) -> dict[str, Any]:

@@ -259,7 +259,7 @@ class Events:
         made.setsockopt(zmq.MAXMSGSIZE, protocol.MAX_MESSAGE)
         if kind == zmq.XPUB and manual and self._manual:
             made.setsockopt(zmq.XPUB_MANUAL, 1)
-        guard = Guard(self._loop, made, endpoint, MOST_SUBSCRIBED)
+        guard = Guard(self._loop, made, endpoint, MOST_SUBSCRIBED, "too many subscriptions")
         try:
             if keys is not None:
                 secure(made, keys)

@@ -63,6 +63,7 @@ class Guard:
         sock: the socket; it is to be bound after this.
         endpoint: what it will be bound to.
         ahead: bytes that a TCP peer may have sent of which no message has come out.
+        excess: what it is when there are more.
     """
 
     def __init__(
@@ -71,11 +72,13 @@ class Guard:
         sock: zmq.Socket[bytes],
         endpoint: str,
         ahead: int,
+        excess: str = "a message without end",
     ) -> None:
         self._loop = loop
         self._socket = sock
         self._endpoint = endpoint
         self._ahead = ahead
+        self._excess = excess
         self._is_tcp = endpoint.startswith("tcp://")
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self._most = min(MOST_CONNECTIONS, most) if most > 0 else MOST_CONNECTIONS
@@ -145,7 +148,7 @@ class Guard:
             received = int.from_bytes(told[BYTES_RECEIVED:], sys.byteorder)
             self._taken[fd] = min(taken + SIGNS_OF_LIFE, received)
             if received - taken > self._ahead:
-                self._shut(fd, "a message without end")
+                self._shut(fd, self._excess)
         if self._taken:
             self._look_later()
 

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,25 @@ def test_call_asks_on_the_wire_and_returns_the_reply(daemon: CannedDaemon, calli
         "properties": {"name": "web", "nb": 2, "waiting": True},
     }
     assert (reply["status"], reply["numprocesses"]) == ("ok", 4)
+
+
+def test_a_handshake_that_ends_without_a_word() -> None:
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):  # the first only looks whether somebody is there
+            connection, _ = listener.accept()
+            connection.recv(10)
+            connection.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = threading.Thread(target=serve, args=[listener])
+        serving.start()
+        endpoint = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(endpoint, PATIENCE) as client, pytest.raises(Unreachable) as caught:
+            client.call("list")
+        serving.join()
+    assert str(caught.value) == (
+        f"cannot reach {endpoint}: it wants keys (see --key and --server-key), or it has just ended"
+    )
 
 
 def test_every_call_has_an_id_of_its_own(daemon: CannedDaemon, calling: Client) -> None:

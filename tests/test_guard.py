@@ -213,10 +213,11 @@ def test_work_of_one_peer_is_bounded(server: Server) -> None:
     assert server.ask(client, "stay")["status"] == "ok"
 
 
-def test_a_subscriber_without_end_is_cut(server: Server) -> None:
+def test_a_subscriber_without_end_is_cut(server: Server, caplog: pytest.LogCaptureFixture) -> None:
     greedy = connect(server.events, "SUB")
     greedy.sendall(b"".join(frame(b"\1" + b"%d" % n) for n in range(20_000)))
     server.until(lambda: server.is_cut(greedy))
+    assert "a connection was cut: too many subscriptions" in caplog.text
     greedy.close()
     modest = connect(server.events, "SUB")
     modest.sendall(frame(b"\1watcher."))

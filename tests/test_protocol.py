@@ -49,6 +49,40 @@ def test_json_of_another_shape(data: bytes) -> None:
         protocol.decode_request(data)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a,b[{" * 100_000,
+        '"' * 300_000,
+        "\\" * 300_000,
+        '\\",[' * 100_000,
+        "\n" * 300_000,
+        ["x" * 40_000] * 10,
+        {str(n): n for n in range(9000)},
+    ],
+)
+def test_a_long_request_may_be_a_long_text(value: object) -> None:
+    data = protocol.encode_request(Request("send", {"text": value}, 1))
+    assert len(data) > protocol.FEW_BYTES
+    assert protocol.decode_request(data).properties == {"text": value}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" + b",".join([b"[]"] * 300_000) + b"]",
+        b"[" + b",".join([b"0"] * 300_000) + b"]",
+        b"{" + b",".join(b'"%d":{}' % n for n in range(90_000)) + b"}",
+        b'{"command": "send", "id": 7, "properties": {"a":' * 20_000,
+        b'"' * 900_000,
+    ],
+)
+def test_what_would_take_long_to_read_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidJson, match="more than 20000 values"):
+        protocol.decode_request(data)
+    assert protocol.request_id(data) is None
+
+
 @given(st.binary() | JSON.map(lambda value: json.dumps(value).encode()))
 def test_decoding_raises_nothing_else(data: bytes) -> None:
     with contextlib.suppress(InvalidJson, MessageError):

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import pytest
 
+from sysup.endpoints import listen
 from tests.e2e.conftest import Start
 from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon, resident, until
 from tests.e2e.test_keys import free_endpoint
 from tests.zmtp import MORE, connect, frame
 
-NOBODY = 65534
+NOBODY, GROUP = 65534, 47110
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 
 WEB = "[watcher:web]\ncmd = sleep 1000\n"
@@ -83,6 +84,22 @@ def test_a_local_user_outside_the_group(served: Open) -> None:
         served.base, "--endpoint", f"ipc://{served.base}/app/control", "tail", "-f", "web"
     )
     assert listening.returncode != 0
+
+
+def test_the_group_may_connect_and_nobody_else(common: Path) -> None:
+    path = common / "control"
+    program = f"import socket; socket.socket(socket.AF_UNIX).connect({str(path)!r})"
+    with listen(str(path), 0o660, GROUP):
+        for groups, code in (
+            (f"--groups={GROUP}", 0),
+            ("--groups=47111", 1),
+            ("--clear-groups", 1),
+        ):
+            who = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", groups]
+            command = [*who, "/usr/bin/python3", "-c", program]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+            assert done.returncode == code, done.stderr
+            assert ("PermissionError" in done.stderr) == bool(code)
 
 
 def test_plain_tcp_reads_and_no_more(served: Open) -> None:

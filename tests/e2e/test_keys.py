@@ -95,7 +95,7 @@ def test_the_wrong_daemon_and_no_keys_at_all(place: Place, tmp_path: Path) -> No
     for path in (place.home / "servers").iterdir():
         path.unlink()
     denied = ctl(*tcp, "status", code=4)
-    assert "it wants keys; see --key and --server-key" in denied.stderr
+    assert "it wants keys (see --key and --server-key)" in denied.stderr
 
 
 def test_events_are_heard_by_who_has_a_key(place: Place) -> None:
