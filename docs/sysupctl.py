@@ -20,10 +20,12 @@ HEAD = """\
 Printed from `sysup/ctl/` by `docs/sysupctl.py`; a test compares the two.
 
     $ sysupctl status
-    NAME    STATE     READY  PID  UPTIME  RESTARTS  RETRY  REASON
-    broken  flapping  0/1    -    -       3         7s     exit code 3
+    NAME    STATE     READY  PID  UPTIME  RESTARTS  CPU%  MEM    RETRY  REASON
+    broken  flapping  0/1    -    -       3         -     -      7s     exit code 3
         | cannot find the database
-    web     active    4/4    -    3d4h    0         -      -
+    web     active    4/4    -    3d4h    0         12.5  81.3M  -      -
+
+CPU% is the average since the processes were started, as ps(1) has it; `top` shows that of now.
 
 ## Which daemon
 

@@ -24,6 +24,7 @@ from sysup.ctl.session import (
     OK,
     UNREACHABLE,
     Group,
+    Session,
     common_options,
     complete_signal,
     complete_watcher,
@@ -96,7 +97,8 @@ def status(name: str | None, processes: bool) -> int:
         return UNREACHABLE
     watchers = reply.get("watchers")
     if watchers is not None:
-        here.show(reply, render.status(watchers, processes or name is not None))
+        used = None if here.json or here.prettify else usage(here, name)
+        here.show(reply, render.status(watchers, processes or name is not None, used))
         if changed := reply.get("changed_files"):
             click.echo(f"hint: {render.changed_files(changed)}", err=True)
         well = all(is_well(watcher, named=name is not None) for watcher in watchers.values())
@@ -105,6 +107,15 @@ def status(name: str | None, processes: bool) -> int:
         here.show(reply, render.key_values(states))
         well = all(state == "active" for state in states.values())
     return OK if well else NOT_RUNNING
+
+
+def usage(here: Session, name: str | None) -> dict[int, render.Usage] | None:
+    """What processes take, by pid; None where that can't be told."""
+    try:
+        reply = here.call("stats", name=name)
+    except CallError:
+        return None
+    return render.usages(reply["infos"] if name is None else {name: reply["info"]})
 
 
 @cli.command()
