@@ -35,6 +35,9 @@ The first of these that is said:
 2. the endpoint in the environment variable `SYSUPCTL_ENDPOINT`, or `CIRCUSCTL_ENDPOINT`;
 3. the one app that is running. If several are, they are named, and `-a` chooses.
 
+`-a` and `--endpoint` may be given several times, or `--all` for all apps that run: `status`,
+`list` and `stats` then print one table of all, in which names are `APP/NAME`.
+
 Runtime directories are in `/run/sysup` and, for other users than root, first in
 `$XDG_RUNTIME_DIR/sysup` (`/tmp/sysup-UID` without that variable). `SYSUP_RUNTIME_DIR` stands in
 for all of them. A socket that nobody listens at, or that you may not use, is told at once.

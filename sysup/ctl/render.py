@@ -180,34 +180,40 @@ class Usage(NamedTuple):
     memory: float
 
 
-def usages(infos: Mapping[str, Mapping[str, Any]]) -> dict[int, Usage]:
-    """What each process takes, by pid, of a reply to `stats`."""
+Used = Mapping[tuple[str, int], Usage]
+"""What processes take, by watcher and pid."""
+
+
+def usages(infos: Mapping[str, Mapping[str, Any]]) -> Used:
+    """What each process takes, of a reply to `stats`."""
     found = {}
-    for processes in infos.values():
+    for name, processes in infos.items():
         for pid, info in processes.items():
             if isinstance(info, Mapping) and pid.isdecimal():
                 seconds, age = clock_seconds(info.get("ctime")), number(info.get("age"))
                 cpu = 100 * seconds / age if seconds >= 0 and age > 0 else 0.0
-                found[int(pid)] = Usage(cpu, byte_size(info.get("mem_info1")))
+                found[name, int(pid)] = Usage(cpu, byte_size(info.get("mem_info1")))
     return found
 
 
 def status(
     watchers: Mapping[str, Mapping[str, Any]],
     processes: bool,
-    used: Mapping[int, Usage] | None = None,
+    used: Used | None = None,
 ) -> list[str]:
     """A line for each watcher; below it its `processes` if asked for, and what is wrong.
 
-    `used`: what each process takes, by pid, for two columns more.
+    `used`: what each process takes, for two columns more.
     """
     rows: list[Sequence[str]] = []
     below: dict[int, list[str]] = {}
     for name, watcher in sorted(watchers.items()):
         members = watcher.get("processes", ())
-        rows.append(_with_usage(_watcher_row(name, watcher), members, used))
+        pids = [(name, process.get("pid")) for process in members]
+        rows.append(_with_usage(_watcher_row(name, watcher), pids, used))
         if processes:
-            rows += [_with_usage(_process_row(name, p), [p], used) for p in members]
+            pairs = zip(members, pids, strict=True)
+            rows += [_with_usage(_process_row(name, p), [pid], used) for p, pid in pairs]
         below[len(rows)] = [f"    {line}" for line in _trouble(watcher)]
     header = [*STATUS_COLUMNS]
     if used is not None:
@@ -218,13 +224,11 @@ def status(
     return lines
 
 
-def _with_usage(
-    row: list[str], processes: Iterable[Mapping[str, Any]], used: Mapping[int, Usage] | None
-) -> list[str]:
+def _with_usage(row: list[str], pids: Iterable[tuple[str, Any]], used: Used | None) -> list[str]:
     """A row with what these processes take together."""
     if used is None:
         return row
-    found = [used[process["pid"]] for process in processes if process.get("pid") in used]
+    found = [used[pid] for pid in pids if pid in used]
     cpu, memory = sum(each.cpu for each in found), sum(each.memory for each in found)
     cells = [f"{cpu:.1f}", short_size(memory)] if found else ["", ""]
     return [*row[:USAGE_AT], *cells, *row[USAGE_AT:]]
