@@ -87,6 +87,12 @@ from the app's own event socket, and are taken only while somebody looks on. Key
 scroll, `q` ends. The terminal is given back as it was, also after Ctrl-C, SIGTERM and Ctrl-Z. In a
 pipe, or with `-n`, it prints plain tables, or with `--json` a line of JSON for each.
 
+## The shell
+
+`shell` reads commands one after the other, with the common options that it was given; on a
+terminal with completion and history. `exit` leaves it. `quit` ends the daemon, as everywhere, and
+so asks before.
+
 ## Waiting
 
 Commands that change something end when it is done, and say what was: up to 600 seconds, or

@@ -35,6 +35,7 @@ from sysup.ctl.session import (
     session,
     wait_option,
 )
+from sysup.ctl.shell import shell
 from sysup.ctl.top import top
 from sysup.ctl.waiting import wait
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
@@ -456,6 +457,8 @@ def quit_(wait: bool) -> None:
 
 
 # ---- the program itself ------------------------------------------------------------------
+
+cli.add_command(shell)
 
 
 @cli.command()
