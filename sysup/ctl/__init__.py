@@ -178,10 +178,11 @@ def stats(name: str | None, pid: int | None, extended: bool) -> int:
 
 @cli.command()
 def dstats() -> None:
-    """Show memory and CPU time of the daemon itself."""
+    """Show memory and CPU time of the daemon itself, and how long it was blocked at most."""
     reply = session().call("dstats")
     info = reply["info"]
-    session().show(reply, render.stats({"daemon": {str(info.get("pid", 0)): info}}))
+    lines = render.stats({"daemon": {str(info.get("pid", 0)): info}})
+    session().show(reply, [*lines, *render.blocked(info)])
 
 
 @cli.command()

@@ -427,6 +427,13 @@ def _stats_rows(name: str, pid: str, info: Any, indent: str = "") -> Iterator[li
         yield from _stats_rows(name, child_pid, child, indent + "  ")
 
 
+def blocked(info: Mapping[str, Any]) -> Iterator[str]:
+    """How long the daemon could do nothing else; nothing where it doesn't tell."""
+    longest, lately = number(info.get("loop_blocked")), number(info.get("loop_blocked_lately"))
+    if longest >= 0:
+        yield f"blocked at most {1000 * longest:.0f} ms, lately {1000 * max(0.0, lately):.0f} ms"
+
+
 def sockets(found: Iterable[Mapping[str, Any]]) -> list[str]:
     """A line for each listening socket."""
     rows = [

@@ -414,6 +414,10 @@ def test_stats_of_what_is_gone(daemon: CannedDaemon, ctl: Run) -> None:
 def test_dstats(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.replies["dstats"] = {"info": {**PROCESS, "wid": 1}}
     assert rows(ctl("dstats").out)[1][1:] == ["812", *STATS_ROW]
+    daemon.replies["dstats"] = {
+        "info": {**PROCESS, "loop_blocked": 0.0312, "loop_blocked_lately": 0.004}
+    }
+    assert ctl("dstats").out.splitlines()[-1:] == ["blocked at most 31 ms, lately 4 ms"]
 
 
 def test_listsockets(daemon: CannedDaemon, ctl: Run) -> None:
