@@ -20,10 +20,12 @@ HEAD = """\
 Printed from `sysup/ctl/` by `docs/sysupctl.py`; a test compares the two.
 
     $ sysupctl status
-    NAME    STATE     READY  PID  UPTIME  RESTARTS  RETRY  REASON
-    broken  flapping  0/1    -    -       3         7s     exit code 3
+    NAME    STATE     READY  PID  UPTIME  RESTARTS  CPU%  MEM    RETRY  REASON
+    broken  flapping  0/1    -    -       3         -     -      7s     exit code 3
         | cannot find the database
-    web     active    4/4    -    3d4h    0         -      -
+    web     active    4/4    -    3d4h    0         12.5  81.3M  -      -
+
+CPU% is the average since the processes were started, as ps(1) has it; `top` shows that of now.
 
 ## Which daemon
 
@@ -32,6 +34,9 @@ The first of these that is said:
 1. `--endpoint ENDPOINT`, or `-a APP`: the app's socket in its runtime directory;
 2. the endpoint in the environment variable `SYSUPCTL_ENDPOINT`, or `CIRCUSCTL_ENDPOINT`;
 3. the one app that is running. If several are, they are named, and `-a` chooses.
+
+`-a` and `--endpoint` may be given several times, or `--all` for all apps that run: `status`,
+`list` and `stats` then print one table of all, in which names are `APP/NAME`.
 
 Runtime directories are in `/run/sysup` and, for other users than root, first in
 `$XDG_RUNTIME_DIR/sysup` (`/tmp/sysup-UID` without that variable). `SYSUP_RUNTIME_DIR` stands in
@@ -81,6 +86,12 @@ from the app's own event socket, and are taken only while somebody looks on. Key
 `m` memory, `t` time, `a` age, `n` name, `p` pid, `u` user), `r` reverses, arrows and `j`, `k`
 scroll, `q` ends. The terminal is given back as it was, also after Ctrl-C, SIGTERM and Ctrl-Z. In a
 pipe, or with `-n`, it prints plain tables, or with `--json` a line of JSON for each.
+
+## The shell
+
+`shell` reads commands one after the other, with the common options that it was given; on a
+terminal with completion and history. `exit` leaves it. `quit` ends the daemon, as everywhere, and
+so asks before.
 
 ## Waiting
 

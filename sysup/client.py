@@ -118,6 +118,16 @@ def apps(environ: Mapping[str, str] | None = None, uid: int | None = None) -> li
     return sorted({name for name, _ in _control_sockets(bases)})
 
 
+def running(environ: Mapping[str, str] | None = None, uid: int | None = None) -> dict[str, str]:
+    """The endpoints of the apps that run and may be commanded, by name. Raises NotRunning."""
+    uid = os.geteuid() if uid is None else uid
+    bases = _bases(uid, os.environ if environ is None else environ)
+    found = _running(_control_sockets(bases), _listening())
+    if not found:
+        raise NotRunning(f"no sysupd is running (looked in {', '.join(bases)})")
+    return {name: f"ipc://{path}" for name, path in found.items()}
+
+
 def _bases(uid: int, environ: Mapping[str, str]) -> list[str]:
     """The user's own base, then the system's; an override stands alone."""
     own = protocol.runtime_base(uid, environ)
@@ -173,14 +183,9 @@ def _only_one(sockets: list[tuple[str, str]], bases: list[str]) -> str:
     No socket is connected to for that where the kernel tells who listens: systemd may hold
     those of many apps, and a connection to each would start them all.
     """
-    found: dict[str, str] = {}
     listening = _listening()
-    for name, path in sockets:
-        if path in listening and os.access(path, os.W_OK, effective_ids=True):
-            found.setdefault(name, path)
-    # The socket of events is the daemon's own, so there is one.
-    events = {name: os.path.join(os.path.dirname(p), protocol.EVENTS_SOCKET) for name, p in sockets}
-    running = {name: path for name, path in found.items() if events[name] in listening}
+    found = _listened_at(sockets, listening)
+    running = _running(sockets, listening)
     idle = bool(found) and not running
     live = {name: f"ipc://{path}" for name, path in (running or found).items()}
     denied = None
@@ -197,6 +202,25 @@ def _only_one(sockets: list[tuple[str, str]], bases: list[str]) -> str:
     for endpoint in live.values():
         return endpoint
     raise denied or NotRunning(f"no sysupd is running (looked in {', '.join(bases)})")
+
+
+def _listened_at(sockets: list[tuple[str, str]], listening: set[str]) -> dict[str, str]:
+    """Those where somebody listens whom we may ask, by app."""
+    found: dict[str, str] = {}
+    for name, path in sockets:
+        if path in listening and os.access(path, os.W_OK, effective_ids=True):
+            found.setdefault(name, path)
+    return found
+
+
+def _running(sockets: list[tuple[str, str]], listening: set[str]) -> dict[str, str]:
+    """Those of them that are a daemon's, not systemd's for one that is yet to be started.
+
+    The socket of events is the daemon's own, so there is one.
+    """
+    found = _listened_at(sockets, listening)
+    events = {name: os.path.join(os.path.dirname(p), protocol.EVENTS_SOCKET) for name, p in sockets}
+    return {name: path for name, path in found.items() if events[name] in listening}
 
 
 def _listening() -> set[str]:

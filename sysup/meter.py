@@ -66,6 +66,8 @@ class Meter:
         self._streamed = Stats()
         """Of its own, as what a process used is told since the last look."""
         self._one_at_a_time = asyncio.Lock()
+        self._handing_out = asyncio.Lock()
+        """As what is shared by many is written out by each of them, in a turn of its own."""
         self._waiting: dict[frozenset[str], asyncio.Future[dict[str, dict[str, Any]]]] = {}
         """Passes that are yet to begin, by the watchers asked for."""
         self._topics: frozenset[bytes] = frozenset()
@@ -83,7 +85,10 @@ class Meter:
         key = frozenset(watcher.name for watcher in watchers)
         if key not in self._waiting:
             self._waiting[key] = self._loop.create_task(self._pass(key))
-        return await asyncio.shield(self._waiting[key])
+        table = await asyncio.shield(self._waiting[key])
+        async with self._handing_out:
+            await asyncio.sleep(0)
+        return table
 
     async def _pass(self, names: frozenset[str]) -> dict[str, dict[str, Any]]:
         async with self._one_at_a_time:

@@ -194,6 +194,30 @@ def test_those_who_ask_for_the_same_share_a_pass(stage: Stage) -> None:
     assert stage.passes == [[101, 102, 103], [101, 102], [103], [103]]
 
 
+def test_each_of_those_has_a_turn_of_its_own(stage: Stage) -> None:
+    """To write out what it was told, which takes time."""
+    turn, told_in = 0, []
+
+    async def count() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async def ask() -> None:
+        await stage.meter.infos(stage.watchers.values())
+        told_in.append(turn)
+
+    async def all_of_them() -> None:
+        counting = asyncio.ensure_future(count())
+        await asyncio.gather(*(ask() for _ in range(5)))
+        counting.cancel()
+
+    stage.world.run(all_of_them())
+    assert len(set(told_in)) == 5
+    assert stage.passes == [[101, 102, 103]]
+
+
 def test_a_watcher_that_is_removed_meanwhile_has_no_processes(stage: Stage) -> None:
     async def ask() -> dict[str, Any]:
         asked = asyncio.ensure_future(stage.meter.infos([stage.watchers["db.main"]]))

@@ -16,7 +16,7 @@ import click
 
 from sysup import __version__
 from sysup.client import CallError, ConnectionLost
-from sysup.ctl import keygen, logs, options, output, render
+from sysup.ctl import keygen, logs, options, output, render, several
 from sysup.ctl.report import report
 from sysup.ctl.session import (
     FAILED,
@@ -24,6 +24,7 @@ from sysup.ctl.session import (
     OK,
     UNREACHABLE,
     Group,
+    Session,
     common_options,
     complete_signal,
     complete_watcher,
@@ -34,6 +35,7 @@ from sysup.ctl.session import (
     session,
     wait_option,
 )
+from sysup.ctl.shell import shell
 from sysup.ctl.top import top
 from sysup.ctl.waiting import wait
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
@@ -89,6 +91,8 @@ def status(name: str | None, processes: bool) -> int:
     Exits with 0 if all that is wanted runs, 3 if not, 4 if that can't be told.
     """
     here = session()
+    if sessions := here.several():
+        return several.status(here, sessions, name, processes)
     try:
         reply = here.call("status", name=name)
     except CallError as error:
@@ -96,7 +100,8 @@ def status(name: str | None, processes: bool) -> int:
         return UNREACHABLE
     watchers = reply.get("watchers")
     if watchers is not None:
-        here.show(reply, render.status(watchers, processes or name is not None))
+        used = None if here.json or here.prettify else usage(here, name and next(iter(watchers)))
+        here.show(reply, render.status(watchers, processes or name is not None, used))
         if changed := reply.get("changed_files"):
             click.echo(f"hint: {render.changed_files(changed)}", err=True)
         well = all(is_well(watcher, named=name is not None) for watcher in watchers.values())
@@ -105,6 +110,15 @@ def status(name: str | None, processes: bool) -> int:
         here.show(reply, render.key_values(states))
         well = all(state == "active" for state in states.values())
     return OK if well else NOT_RUNNING
+
+
+def usage(here: Session, name: str | None) -> render.Used | None:
+    """What processes take; None where that can't be told."""
+    try:
+        reply = here.call("stats", name=name)
+    except CallError:
+        return None
+    return render.usages(reply["infos"] if name is None else {name: reply["info"]})
 
 
 @cli.command()
@@ -117,10 +131,14 @@ def show(name: str) -> None:
 
 @cli.command("list")
 @maybe_name_argument
-def list_(name: str | None) -> None:
+def list_(name: str | None) -> int:
     """Print the names of the watchers, or the pids of one."""
-    reply = session().call("list", name=name)
-    session().show(reply, map(render.clean, reply["watchers" if name is None else "pids"]))
+    here = session()
+    if sessions := here.several():
+        return several.names(here, sessions, name)
+    reply = here.call("list", name=name)
+    here.show(reply, map(render.clean, reply["watchers" if name is None else "pids"]))
+    return OK
 
 
 @cli.command()
@@ -142,8 +160,11 @@ def numwatchers() -> None:
 @maybe_name_argument
 @click.argument("pid", required=False, type=int)
 @click.option("--extended", is_flag=True, help="All that is known, as JSON shows it.")
-def stats(name: str | None, pid: int | None, extended: bool) -> None:
+def stats(name: str | None, pid: int | None, extended: bool) -> int:
     """Show memory and CPU time of processes."""
+    here = session()
+    if pid is None and (sessions := here.several()):
+        return several.stats(here, sessions, name)
     reply = session().call("stats", name=name, process=pid, extended=extended or None)
     if name is None:
         infos = reply["infos"]
@@ -151,15 +172,17 @@ def stats(name: str | None, pid: int | None, extended: bool) -> None:
         infos = {name: reply["info"]}
     else:
         infos = {name: {str(pid): reply["info"]}}
-    session().show(reply, render.stats(infos))
+    here.show(reply, render.stats(infos))
+    return OK
 
 
 @cli.command()
 def dstats() -> None:
-    """Show memory and CPU time of the daemon itself."""
+    """Show memory and CPU time of the daemon itself, and how long it was blocked at most."""
     reply = session().call("dstats")
     info = reply["info"]
-    session().show(reply, render.stats({"daemon": {str(info.get("pid", 0)): info}}))
+    lines = render.stats({"daemon": {str(info.get("pid", 0)): info}})
+    session().show(reply, [*lines, *render.blocked(info)])
 
 
 @cli.command()
@@ -435,6 +458,8 @@ def quit_(wait: bool) -> None:
 
 
 # ---- the program itself ------------------------------------------------------------------
+
+cli.add_command(shell)
 
 
 @cli.command()

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from sysup.ctl.render import clean, count, duration
+from sysup.ctl.render import clean, clock_seconds, count, duration, number
 
 HISTORY = 120
 """Figures that are remembered of a process."""
@@ -128,22 +128,6 @@ class Figures:
             own = clean(self.daemon.get("mem_info1", "?"))
             words.append(f"sysupd {number(self.daemon.get('cpu')):.1f}% {own}")
         return ", ".join(words)
-
-
-def number(value: object) -> float:
-    """A figure; -1 for what is none, as Circus's N/A."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15:
-        return float(value)
-    return -1.0
-
-
-def clock_seconds(value: object) -> float:
-    """The seconds of `2:05.25`; -1 for what is no such time."""
-    minutes, _, seconds = str(value).partition(":")
-    try:
-        return int(minutes) * 60 + float(seconds)
-    except ValueError:
-        return -1.0
 
 
 # ---- lines -------------------------------------------------------------------------------

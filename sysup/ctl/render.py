@@ -8,10 +8,11 @@ characters spelled out, since it could command the terminal it is read on.
 from __future__ import annotations
 
 import json
+import re
 import signal
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -86,6 +87,36 @@ def lost(told: Mapping[str, Any]) -> list[str]:
     ]
 
 
+UNITS = "KMGTPEZY"
+
+
+def byte_size(text: object) -> float:
+    """The bytes that Circus's `1.46M` means; 0 for what is no size."""
+    found = re.fullmatch(rf"(\d+(?:\.\d+)?)([B{UNITS}])", str(text), re.ASCII)
+    return float(found[1]) * 1024 ** (f"B{UNITS}".index(found[2])) if found else 0.0
+
+
+def short_size(number: float) -> str:
+    """`812B`, `1.5M`."""
+    power = 0
+    while number >= 1024 and power < len(UNITS):
+        number, power = number / 1024, power + 1
+    return f"{number:.1f}{UNITS[power - 1]}" if power else f"{number:.0f}B"
+
+
+def number(value: object) -> float:
+    """A figure; -1 for what is none, as Circus's N/A."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15:
+        return float(value)
+    return -1.0
+
+
+def clock_seconds(value: object) -> float:
+    """The seconds of `2:05.25`; -1 for what is no such time."""
+    found = re.fullmatch(r"(\d{1,9}):(\d{1,2}(?:\.\d{1,9})?)", str(value), re.ASCII)
+    return int(found[1]) * 60 + float(found[2]) if found else -1.0
+
+
 def count(number: int, noun: str) -> str:
     """`1 process`, `2 processes`, `3 retries`."""
     if number == 1:
@@ -138,19 +169,69 @@ def state_text(state: str) -> str:
 STATUS_COLUMNS = ("NAME", "STATE", "READY", "PID", "UPTIME", "RESTARTS", "RETRY", "REASON")
 
 
-def status(watchers: Mapping[str, Mapping[str, Any]], processes: bool) -> list[str]:
-    """A line for each watcher; below it its `processes` if asked for, and what is wrong."""
+USAGE_AT = STATUS_COLUMNS.index("RETRY")
+USAGE_COLUMNS = ("CPU%", "MEM")
+
+
+class Usage(NamedTuple):
+    """What a process takes: per cent of a CPU, on average since its start, and bytes."""
+
+    cpu: float
+    memory: float
+
+
+Used = Mapping[tuple[str, int], Usage]
+"""What processes take, by watcher and pid."""
+
+
+def usages(infos: Mapping[str, Mapping[str, Any]]) -> Used:
+    """What each process takes, of a reply to `stats`."""
+    found = {}
+    for name, processes in infos.items():
+        for pid, info in processes.items():
+            if isinstance(info, Mapping) and pid.isdecimal():
+                seconds, age = clock_seconds(info.get("ctime")), number(info.get("age"))
+                cpu = 100 * seconds / age if seconds >= 0 and age > 0 else 0.0
+                found[name, int(pid)] = Usage(cpu, byte_size(info.get("mem_info1")))
+    return found
+
+
+def status(
+    watchers: Mapping[str, Mapping[str, Any]],
+    processes: bool,
+    used: Used | None = None,
+) -> list[str]:
+    """A line for each watcher; below it its `processes` if asked for, and what is wrong.
+
+    `used`: what each process takes, for two columns more.
+    """
     rows: list[Sequence[str]] = []
     below: dict[int, list[str]] = {}
     for name, watcher in sorted(watchers.items()):
-        rows.append(_watcher_row(name, watcher))
+        members = watcher.get("processes", ())
+        pids = [(name, process.get("pid")) for process in members]
+        rows.append(_with_usage(_watcher_row(name, watcher), pids, used))
         if processes:
-            rows += [_process_row(name, process) for process in watcher.get("processes", ())]
+            pairs = zip(members, pids, strict=True)
+            rows += [_with_usage(_process_row(name, p), [pid], used) for p, pid in pairs]
         below[len(rows)] = [f"    {line}" for line in _trouble(watcher)]
+    header = [*STATUS_COLUMNS]
+    if used is not None:
+        header[USAGE_AT:USAGE_AT] = USAGE_COLUMNS
     lines = []
-    for number, line in enumerate(table(STATUS_COLUMNS, rows)):
+    for number, line in enumerate(table(header, rows)):
         lines += [line, *below.get(number, ())]
     return lines
+
+
+def _with_usage(row: list[str], pids: Iterable[tuple[str, Any]], used: Used | None) -> list[str]:
+    """A row with what these processes take together."""
+    if used is None:
+        return row
+    found = [used[pid] for pid in pids if pid in used]
+    cpu, memory = sum(each.cpu for each in found), sum(each.memory for each in found)
+    cells = [f"{cpu:.1f}", short_size(memory)] if found else ["", ""]
+    return [*row[:USAGE_AT], *cells, *row[USAGE_AT:]]
 
 
 def _watcher_row(name: str, watcher: Mapping[str, Any]) -> list[str]:
@@ -344,6 +425,13 @@ def _stats_rows(name: str, pid: str, info: Any, indent: str = "") -> Iterator[li
     for child in info.get("children", ()):
         child_pid = str(child.get("pid", "")) if isinstance(child, Mapping) else ""
         yield from _stats_rows(name, child_pid, child, indent + "  ")
+
+
+def blocked(info: Mapping[str, Any]) -> Iterator[str]:
+    """How long the daemon could do nothing else; nothing where it doesn't tell."""
+    longest, lately = number(info.get("loop_blocked")), number(info.get("loop_blocked_lately"))
+    if longest >= 0:
+        yield f"blocked at most {1000 * longest:.0f} ms, lately {1000 * max(0.0, lately):.0f} ms"
 
 
 def sockets(found: Iterable[Mapping[str, Any]]) -> list[str]:

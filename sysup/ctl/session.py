@@ -31,14 +31,17 @@ class Session:
     """One run of sysupctl: what the common options say, and the connection."""
 
     def __init__(self) -> None:
-        self.app: str | None = None
-        self.endpoint: str | None = None
+        self.apps: list[str] = []
+        self.endpoints: list[str] = []
+        self.all = False
         self.key: str | None = None
         self.server_key: str | None = None
         self.timeout: float | None = None
         self.json = False
         self.prettify = False
         self._client: Client | None = None
+        self._others: list[Session] = []
+        """Those with each of several apps."""
 
     def client(self) -> Client:
         """The connection, made at its first use. Raises Unreachable, SysupError."""
@@ -47,8 +50,51 @@ class Session:
             self._client = Client(target, key=self.key, server_key=self.server_key)
         return self._client
 
+    @property
+    def app(self) -> str | None:
+        """The app that is named. Raises UsageError if it is not one."""
+        self._be_one()
+        return self.apps[0] if self.apps else None
+
+    @property
+    def endpoint(self) -> str | None:
+        """The endpoint that is named. Raises UsageError if it is not one."""
+        self._be_one()
+        return self.endpoints[0] if self.endpoints else None
+
+    def _be_one(self) -> None:
+        if self.is_several:
+            raise click.UsageError("this is for one app, not several")
+
+    @property
+    def is_several(self) -> bool:
+        """Whether several apps are meant."""
+        return self.all or len(self.apps) + len(self.endpoints) > 1
+
+    def several(self) -> dict[str, Session]:
+        """A session with each of several apps, by what it is called; empty if one is meant.
+
+        Raises Unreachable when all are meant and none runs.
+        """
+        if not self.is_several:
+            return {}
+        endpoints = {endpoint: endpoint for endpoint in self.endpoints}
+        running = client.running() if self.all else {}
+        made = {}
+        for name in (*self.apps, *running, *endpoints):
+            made[name] = each = Session()
+            each.key, each.server_key, each.timeout = self.key, self.server_key, self.timeout
+            if name in running or name in endpoints:
+                each.endpoints = [running.get(name) or name]
+            else:
+                each.apps = [name]
+        self._others += made.values()
+        return made
+
     def close(self) -> None:
         """Close the connection, if there is one."""
+        for each in self._others:
+            each.close()
         if self._client is not None:
             self._client.close()
             self._client = None
@@ -97,7 +143,10 @@ class Session:
             hint = "sysupd may still be at it: see `sysupctl status`, or wait longer by --timeout"
             click.echo(f"hint: {hint}", err=True)
         if isinstance(error, NotRunning):
-            click.echo(f"hint: start it by `systemctl start sysup@{self.app or 'APP'}`", err=True)
+            click.echo(
+                f"hint: start it by `systemctl start sysup@{next(iter(self.apps), 'APP')}`",
+                err=True,
+            )
         unknown = isinstance(error, (Unreachable, ConnectionLost, TimedOut))
         return UNREACHABLE if unknown else FAILED
 
@@ -129,6 +178,12 @@ def _keep(context: click.Context, option: click.Parameter, value: Any) -> None:
         setattr(context.ensure_object(Session), str(option.name), value)
 
 
+def _add(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> None:
+    """Note apps or endpoints in the session, once each."""
+    found = getattr(context.ensure_object(Session), f"{option.name}s")
+    found += [value for value in values if value not in found]
+
+
 def complete_app(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
     """The apps whose names begin so."""
     return [name for name in client.apps() if name.startswith(typed)]
@@ -141,15 +196,20 @@ def common_options() -> list[click.Option]:
         click.Option(
             ["-a", "--app"],
             metavar="APP",
-            help="The app; not needed where just one runs.",
+            help="The app; not needed where just one runs. Several for list, stats and status.",
             shell_complete=complete_app,
-            **given,
+            multiple=True,
+            expose_value=False,
+            callback=_add,
         ),
+        click.Option(["--all"], is_flag=True, help="All apps that run; for the same.", **given),
         click.Option(
             ["--endpoint"],
             metavar="ENDPOINT",
             help="The daemon's endpoint, ipc://PATH or tcp://HOST:PORT.",
-            **given,
+            multiple=True,
+            expose_value=False,
+            callback=_add,
         ),
         click.Option(
             ["--key"],

@@ -45,6 +45,23 @@ def test_status_is_a_line_for_each_watcher(daemon: CannedDaemon, ctl: Run) -> No
     assert daemon.request()["properties"] == {}
 
 
+def test_status_tells_what_they_take(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = status_of(web=WEB, broken=BROKEN)
+    info = {"ctime": "1:30.00", "age": 900.0, "mem_info1": "1.5M"}
+    gone = "No such process (stopped?)"
+    daemon.replies["stats"] = {"infos": {"web": {"812": info, "813": info}, "broken": {"9": gone}}}
+    head, broken, *_, web = (line.split() for line in ctl("status").out.splitlines())
+    at = head.index("CPU%")
+    assert head[at : at + 2] == ["CPU%", "MEM"]
+    assert web[at : at + 2] == ["20.0", "3.0M"]
+    assert broken[at : at + 2] == ["-", "-"]
+    assert "20.0" not in ctl("status", "--json").out
+    daemon.replies["status"] = {"status": "active", "watchers": {"web": WEB}}
+    daemon.replies["stats"] = {"name": "web", "info": {"812": info}}
+    rows = [line.split() for line in ctl("status", "web").out.splitlines()[1:]]
+    assert [row[at : at + 2] for row in rows] == [["10.0", "1.5M"], ["10.0", "1.5M"], ["-", "-"]]
+
+
 def test_what_is_wrong_is_told_with_the_last_words(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.replies["status"] = status_of(web={**WEB, "problem": "disk full"}, broken=BROKEN)
     code, out, _ = ctl("status")
@@ -397,6 +414,10 @@ def test_stats_of_what_is_gone(daemon: CannedDaemon, ctl: Run) -> None:
 def test_dstats(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.replies["dstats"] = {"info": {**PROCESS, "wid": 1}}
     assert rows(ctl("dstats").out)[1][1:] == ["812", *STATS_ROW]
+    daemon.replies["dstats"] = {
+        "info": {**PROCESS, "loop_blocked": 0.0312, "loop_blocked_lately": 0.004}
+    }
+    assert ctl("dstats").out.splitlines()[-1:] == ["blocked at most 31 ms, lately 4 ms"]
 
 
 def test_listsockets(daemon: CannedDaemon, ctl: Run) -> None:

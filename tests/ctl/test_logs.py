@@ -250,7 +250,8 @@ def test_what_makes_no_sense(
 
 def app(name: str | None = None, endpoint: str | None = None) -> str:
     here = Session()
-    here.app, here.endpoint = name, endpoint
+    here.apps = [name] if name else []
+    here.endpoints = [endpoint] if endpoint else []
     return logs.app_of(here)
 
 

@@ -155,3 +155,25 @@ def test_free_form_options_are_text() -> None:
 def test_every_value_can_be_sent(key: str, text: str, present: object) -> None:
     values = converted([(key, text)], {key: present})
     assert json.loads(json.dumps(values, allow_nan=False)) == values
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1.46M", 1530920.96), ("812B", 812), ("3G", 3 << 30), ("N/A", 0), (None, 0), ("1.5X", 0)],
+)
+def test_sizes_of_circus_are_read(text: object, number: float) -> None:
+    assert render.byte_size(text) == pytest.approx(number)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0B"), (1023, "1023B"), (1536, "1.5K"), (5 << 40, "5.0T")]
+)
+def test_sizes_are_short(number: float, text: str) -> None:
+    assert render.short_size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("2:05.25", 125.25), ("0:00.00", 0), ("N/A", -1), (None, -1), ("1:x", -1)]
+)
+def test_times_of_circus_are_read(text: object, seconds: float) -> None:
+    assert render.clock_seconds(text) == seconds

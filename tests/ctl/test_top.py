@@ -19,7 +19,6 @@ from sysup.ctl.figures import (
     PLAIN_BLOCKS,
     Figures,
     cells,
-    clock_seconds,
     fit,
     pad,
     sparkline,
@@ -171,11 +170,6 @@ def test_cells() -> None:
     assert (cells("abc"), cells("日本"), cells("é")) == (3, 4, 1)
     assert (fit("日本語", 5), fit("abc", 2), fit("abc", 0)) == ("日本", "ab", "")
     assert (pad("日", 3), pad("7", 3, right=True), pad("abcd", 3)) == ("日 ", "  7", "abc")
-
-
-def test_times() -> None:
-    assert clock_seconds("2:05.25") == 125.25
-    assert clock_seconds("N/A") == clock_seconds(None) == -1.0
 
 
 # ---- the screen --------------------------------------------------------------------------
