@@ -26,6 +26,7 @@ KEY_VARIABLE = "SYSUPCTL_KEY"
 SERVER_KEY_VARIABLE = "SYSUPCTL_SERVER_KEY"
 OWN = "client.key_secret"
 SERVER = "server.key"
+SERVERS = "servers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def find(
     home = directory(environ)
     own = key or environ.get(KEY_VARIABLE)
     daemons = server_key or environ.get(SERVER_KEY_VARIABLE)
-    named = os.path.join(home, "servers", f"{endpoint.removeprefix('tcp://')}.key")
+    named = os.path.join(home, SERVERS, f"{endpoint.removeprefix('tcp://')}.key")
     server_path = daemons or _there(named) or _there(os.path.join(home, SERVER))
     if server_path is None:
         if own is None:

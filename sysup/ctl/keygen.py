@@ -51,7 +51,7 @@ def keygen(server: bool, directory: str | None, force: bool) -> None:
     public, secret = (key.decode() for key in zmq.curve_keypair())
     secret_path = os.path.join(where, f"{name}.key_secret")
     public_path = os.path.join(where, f"{name}.key")
-    _make_directory(os.path.join(where, AUTHORIZED) if server else where)
+    _make_directory(os.path.join(where, AUTHORIZED if server else keyring.SERVERS))
     _refuse_to_replace([secret_path, public_path], force)
     _write(secret_path, Certificate(public, secret), SECRET, 0o600)
     _write(public_path, Certificate(public), PUBLIC, 0o644)

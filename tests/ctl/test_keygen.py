@@ -50,6 +50,7 @@ def test_keys_of_a_daemon_and_of_a_client(ctl: Run, tmp_path: Path, home: Path, 
         "authorized": 0o755,
         "client.key_secret": 0o600,
         "client.key": 0o644,
+        "servers": 0o755,
     }
     read = Keys(str(keys), os.geteuid())
     assert zmq.auth.load_certificate(keys / "server.key")[0].decode() == read.server().public

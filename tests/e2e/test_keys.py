@@ -56,7 +56,6 @@ def place(sysupd: Start, tmp_path: Path) -> Place:
         f"[sysup]\nendpoint = {endpoint}\npubsub_endpoint = {free_endpoint()}\n"
         f"curve_dir = {keys}\n{WEB}"
     )
-    (home / "servers").mkdir()
     (home / "servers" / f"{endpoint.removeprefix('tcp://')}.key").write_bytes(
         (keys / "server.key").read_bytes()
     )
