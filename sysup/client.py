@@ -13,6 +13,7 @@ that isn't there from one that thinks. Two things make it know at once:
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import re
@@ -313,7 +314,8 @@ class Client:
             default the one that `find_endpoint` finds.
         timeout: seconds that a call waits for its reply, None: for ever. May be changed
             between calls.
-        context: the ZeroMQ context to use; by default the process's own.
+        context: the ZeroMQ context to use; by default the process's own. One of zmq.green lets
+            the other greenlets of gevent go on.
         key, server_key: over TCP, the files of the client's own keys and of the daemon's public
             key; by default those that `keyring.find` finds. Without any it is plain TCP.
     Raises:
@@ -341,7 +343,7 @@ class Client:
         if self._keys is not None:
             self._keys.secure(self._socket)
         self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | NOT_LET_IN)
-        self._poller = zmq.Poller()
+        self._poller = poller_of(self._context)
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(self._monitor, zmq.POLLIN)
         self._socket.connect(endpoint)
@@ -379,17 +381,13 @@ class Client:
         """
         self._forget_the_past()
         request = Request(command, properties, id=os.urandom(8).hex())
-        self._send(request)
-        reply = self._reply_to(request)
-        # `status NAME` puts the watcher's state in the place of the reply's own status
-        if reply.get("status") == "error" and "reason" in reply:
-            raise CallError(str(reply["reason"]), _errno(reply.get("errno")), reply)
-        return reply
+        self._socket.send(encoded(request))
+        return checked(self._reply_to(request))
 
     def cast(self, command: str, /, **properties: Any) -> None:
         """Tell the daemon to run a command; whether it did is not told."""
         self._socket.setsockopt(zmq.LINGER, LINGER)
-        self._send(Request(command, properties, cast=True))
+        self._socket.send(encoded(Request(command, properties, cast=True)))
 
     def subscribe(self, topics: Iterable[str] = ("",)) -> Subscription:
         """Listen to the daemon's events; see `Subscription`. Raises as `call` does."""
@@ -405,30 +403,12 @@ class Client:
         return self.events_beside() or self._published("pubsub_endpoint")
 
     def _published(self, option: str) -> str:
-        """An endpoint as the daemon tells it, reached at the host where it is."""
-        endpoint = str(self.call("globaloptions")["options"][option])
-        if self.endpoint.startswith("tcp://"):
-            host = self.endpoint.removeprefix("tcp://").rpartition(":")[0]
-            for anywhere in ("tcp://0.0.0.0:", "tcp://*:"):
-                endpoint = endpoint.replace(anywhere, f"tcp://{host}:")
-        return endpoint
+        """An endpoint as the daemon tells it."""
+        return reached(str(self.call("globaloptions")["options"][option]), self.endpoint)
 
     def events_beside(self) -> str | None:
         """The app's own event socket, if its control socket is what we are connected to."""
-        if self.endpoint.startswith("ipc://"):
-            path = self.endpoint.removeprefix("ipc://")
-            beside = os.path.join(os.path.dirname(path), protocol.EVENTS_SOCKET)
-            if os.path.basename(path) == protocol.CONTROL_SOCKET and os.path.exists(beside):
-                return f"ipc://{beside}"
-        return None
-
-    def _send(self, request: Request) -> None:
-        """Raises CallError for a request that the daemon would not read, but cut us off."""
-        frame = protocol.encode_request(request)
-        if len(frame) > protocol.MAX_MESSAGE:
-            most = f"the request has {len(frame)} bytes, at most {protocol.MAX_MESSAGE} are read"
-            raise CallError(f"cannot {request.command}: {most}", Errno.MESSAGE_ERROR)
-        self._socket.send(frame)
+        return events_beside(self.endpoint)
 
     def _forget_the_past(self) -> None:
         """Drop what the monitor told of connections that ended between two calls."""
@@ -436,23 +416,10 @@ class Client:
             self._hear_of_refusal()
 
     def _hear_of_refusal(self) -> None:
-        """Raise Unreachable if what the monitor tells is that we were not let in.
-
-        A handshake that ends without a word (NO_DETAIL) may mean as well that the daemon ended.
-        """
+        """Raise Unreachable if what the monitor tells is that we were not let in."""
         kind = int.from_bytes(self._monitor.recv_multipart()[0][:2], sys.byteorder)
-        if not kind & NOT_LET_IN or not self.endpoint.startswith("tcp://"):
-            return
-        keys = self._keys
-        if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH and keys is not None:
-            reason = f"the key {keys.own_path} is not authorized there; see sysupctl authorize"
-        elif keys is not None:
-            reason = f"its key is not that of {keys.server_path}, or it is plain TCP"
-        else:
-            reason = "it wants keys (see --key and --server-key)"
-        if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
-            reason += ", or it has just ended"
-        raise Unreachable(f"cannot reach {self.endpoint}: {reason}", Errno.ACCESS_DENIED)
+        if error := refusal(kind, self.endpoint, self._keys):
+            raise error
 
     def _reply_to(self, request: Request) -> dict[str, Any]:
         until = None if self.timeout is None else time.monotonic() + self.timeout
@@ -460,8 +427,8 @@ class Client:
             left = None if until is None else max(0, int((until - time.monotonic()) * 1000))
             ready = dict(self._poller.poll(left))
             if self._socket in ready:
-                reply = _decode(self._socket.recv_multipart()[-1])
-                if reply.get("id") == request.id or _is_stray_refusal(reply):
+                reply = decoded(self._socket.recv_multipart()[-1])
+                if reply.get("id") == request.id or is_stray_refusal(reply):
                     return reply
             elif self._monitor in ready:
                 self._hear_of_refusal()
@@ -473,7 +440,24 @@ class Client:
                 )
 
 
-def _decode(frame: bytes) -> dict[str, Any]:
+def poller_of(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Poller:
+    """One that waits as the sockets of a context do: those of zmq.green let gevent go on."""
+    if type(context).__module__.startswith("zmq.green"):
+        poller: zmq.Poller = importlib.import_module("zmq.green").Poller()
+        return poller
+    return zmq.Poller()
+
+
+def encoded(request: Request) -> bytes:
+    """Raises CallError for a request that the daemon would not read, but cut us off."""
+    frame = protocol.encode_request(request)
+    if len(frame) > protocol.MAX_MESSAGE:
+        most = f"the request has {len(frame)} bytes, at most {protocol.MAX_MESSAGE} are read"
+        raise CallError(f"cannot {request.command}: {most}", Errno.MESSAGE_ERROR)
+    return frame
+
+
+def decoded(frame: bytes) -> dict[str, Any]:
     """A reply; empty, so nobody's, if it is not a JSON object."""
     try:
         reply = json.loads(frame)
@@ -482,9 +466,17 @@ def _decode(frame: bytes) -> dict[str, Any]:
     return reply if isinstance(reply, dict) else {}
 
 
-def _is_stray_refusal(reply: Mapping[str, Any]) -> bool:
+def is_stray_refusal(reply: Mapping[str, Any]) -> bool:
     """Whether it refuses a request that the daemon could not even read the `id` of."""
     return reply.get("status") == "error" and reply.get("id") is None
+
+
+def checked(reply: dict[str, Any]) -> dict[str, Any]:
+    """A reply that tells of no error; else raises CallError with it."""
+    # `status NAME` puts the watcher's state in the place of the reply's own status
+    if reply.get("status") == "error" and "reason" in reply:
+        raise CallError(str(reply["reason"]), _errno(reply.get("errno")), reply)
+    return reply
 
 
 def _errno(number: Any) -> Errno:
@@ -492,6 +484,43 @@ def _errno(number: Any) -> Errno:
         return Errno(number)
     except ValueError:
         return Errno.NOT_SPECIFIED
+
+
+def refusal(kind: int, endpoint: str, keys: Keyring | None) -> Unreachable | None:
+    """What an event of a monitor means, if it is that we were not let in.
+
+    A handshake that ends without a word (NO_DETAIL) may mean as well that the daemon ended.
+    """
+    if not kind & NOT_LET_IN or not endpoint.startswith("tcp://"):
+        return None
+    if kind == zmq.EVENT_HANDSHAKE_FAILED_AUTH and keys is not None:
+        reason = f"the key {keys.own_path} is not authorized there; see sysupctl authorize"
+    elif keys is not None:
+        reason = f"its key is not that of {keys.server_path}, or it is plain TCP"
+    else:
+        reason = "it wants keys (see --key and --server-key)"
+    if kind == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+        reason += ", or it has just ended"
+    return Unreachable(f"cannot reach {endpoint}: {reason}", Errno.ACCESS_DENIED)
+
+
+def events_beside(endpoint: str) -> str | None:
+    """The event socket beside an app's control socket; None where that is no such one."""
+    if endpoint.startswith("ipc://"):
+        path = endpoint.removeprefix("ipc://")
+        beside = os.path.join(os.path.dirname(path), protocol.EVENTS_SOCKET)
+        if os.path.basename(path) == protocol.CONTROL_SOCKET and os.path.exists(beside):
+            return f"ipc://{beside}"
+    return None
+
+
+def reached(endpoint: str, via: str) -> str:
+    """An endpoint that a daemon tells of, as it is reached from where `via` is that daemon's."""
+    if via.startswith("tcp://"):
+        host = via.removeprefix("tcp://").rpartition(":")[0]
+        for anywhere in ("tcp://0.0.0.0:", "tcp://*:"):
+            endpoint = endpoint.replace(anywhere, f"tcp://{host}:")
+    return endpoint
 
 
 # ---- listening ---------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import zmq
 
@@ -38,7 +39,7 @@ class Keyring:
     own_path: str
     server_path: str
 
-    def secure(self, sock: zmq.Socket[bytes]) -> None:
+    def secure(self, sock: zmq.Socket[Any]) -> None:
         """Let a socket that is yet to connect use them."""
         sock.setsockopt(zmq.CURVE_PUBLICKEY, self.own.public.encode())
         sock.setsockopt(zmq.CURVE_SECRETKEY, self.own.secret.encode())

@@ -31,6 +31,8 @@ LAYERS: tuple[frozenset[str], ...] = (
 PURE, SYSTEM = LAYERS[0], LAYERS[1]
 
 OUTSIDE = {
+    "__init__": frozenset({"aio", "client"}),
+    "aio": frozenset({"client", "keyring", "protocol"}),
     "keyring": frozenset({"certificates", "protocol"}),
     "client": frozenset({"keyring", "protocol"}),
     "ctl": frozenset({"certificates", "client", "keyring", "protocol"}),
