@@ -48,6 +48,10 @@ class Figures(NamedTuple):
     resident: int
 
 
+Read: TypeAlias = tuple[Figures, float]
+"""Figures, and when they were read: a pass may take its time."""
+
+
 class Seen(NamedTuple):
     """A process as it was when it was last looked at."""
 
@@ -157,15 +161,14 @@ class Stats:
 
     def infos(self, pids: Collection[int], wall: float) -> Steps[Infos]:
         """Figures of several processes and their children; GONE for those that are."""
-        found, below = yield from read_all(frozenset(pids))
-        now = self._clock()
+        found, below = yield from read_all(frozenset(pids), self._clock)
         answer: Infos = {}
         for pid in pids:
             if pid not in found:
                 answer[pid] = GONE
                 continue
-            info = self._describe(found[pid], now, wall)
-            info["children"] = [self._describe(c, now, wall) for c in below.get(pid, ())]
+            info = self._describe(*found[pid], wall)
+            info["children"] = [self._describe(*child, wall) for child in below.get(pid, ())]
             answer[pid] = info
             yield
         return answer
@@ -229,18 +232,20 @@ def stat_line(pid: int) -> str:
         return ""
 
 
-def read_all(pids: Collection[int]) -> Steps[tuple[dict[int, Figures], dict[int, list[Figures]]]]:
+def read_all(
+    pids: Collection[int], clock: Callable[[], float]
+) -> Steps[tuple[dict[int, Read], dict[int, list[Read]]]]:
     """Look at every process: figures of these by pid, and of their children by parent."""
-    found: dict[int, Figures] = {}
-    below: dict[int, list[Figures]] = defaultdict(list)
+    found: dict[int, Read] = {}
+    below: dict[int, list[Read]] = defaultdict(list)
     for name in os.listdir("/proc"):
         if not name.isdecimal():
             continue
         text = stat_line(pid := int(name))
         if text and pid in pids:
-            found[pid] = parse_stat(text)
+            found[pid] = parse_stat(text), clock()
         if text and (ppid := parse_ppid(text)) in pids:
-            below[ppid].append(found.get(pid) or parse_stat(text))
+            below[ppid].append(found.get(pid) or (parse_stat(text), clock()))
         yield
     return found, below
 

@@ -121,6 +121,28 @@ def test_the_rate_is_since_the_last_question(monkeypatch: pytest.MonkeyPatch) ->
     assert cpu() == 0.0, "another process has the pid"
 
 
+def test_in_a_long_pass_the_rate_is_of_when_each_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = used = 0.0
+    answers = Stats(clock=lambda: now)
+    monkeypatch.setattr(stats, "stat_line", lambda pid: line(user=int(used * stats.TICKS)))
+    monkeypatch.setattr(os, "listdir", lambda path: ["22307", "irq", "22307"])
+
+    def cpu(pause: float) -> float:
+        """In which a pass is held up for so long."""
+        nonlocal now
+        steps = answers.infos([22307], wall=0.0)
+        next(steps)
+        next(steps)
+        now += pause
+        info = whole(steps)[22307]
+        assert isinstance(info, dict)
+        return float(info["cpu"])
+
+    cpu(0.0)
+    now, used = 10.0, 5.0
+    assert cpu(5.0) == 50.0
+
+
 def test_remembers_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "REMEMBERED", 3)
     answers = Stats()

@@ -46,12 +46,11 @@ def wait(names: tuple[str, ...], goal: str) -> int:
     daemon can't be reached or there is no such watcher.
     """
     here = session()
-    limit = math.inf if here.timeout is None else here.timeout
-    until = time.monotonic() + limit
+    until = time.monotonic() + (math.inf if here.timeout is None else here.timeout)
     here.timeout = None
     topics = [f"watcher.{protocol.event_name(name)}." for name in names] or ["watcher."]
     with here.client().subscribe(topics) as events:
-        if not events.wait_until_heard(min(limit, TIMEOUT)):
+        if not events.wait_until_heard(TIMEOUT):
             raise SysupError(
                 f"cannot wait: {events.endpoint} does not tell whether it is heard; "
                 "the app's own socket does (-a APP)"

@@ -111,7 +111,7 @@ def hurry(daemon: Daemon) -> None:
 
 
 def test_d17_a_signal_is_heard_in_the_midst_of_a_command(sysupd: Start) -> None:
-    daemon = stubborn(sysupd, 2)
+    daemon = stubborn(sysupd, 5)
     with Peer(daemon.runtime) as peer:
         peer.send("restart", name="stubborn", waiting=True)
         until(lambda: daemon.status("stubborn") == "stopping", "it is asked to end")
