@@ -155,6 +155,13 @@ def test_the_guard_waits_for_nothing_that_an_app_may_wait_for(app: App) -> None:
     assert [unit for unit in for_guard if not unit.strip('"').endswith(".slice")] == []
 
 
+def test_the_guard_comes_back_however_often_the_daemon_dies(app: App) -> None:
+    guard = app.unit.replace("sysup@", "sysup-guard@")
+    for _ in range(8):
+        app.run("systemctl", "restart", guard)
+    assert app.run("systemctl", "is-active", guard).stdout == "active\n"
+
+
 def test_stopped_a_moment_after_a_kill(machine: Container) -> None:
     app = App(machine, "moment")
     for delay in (0.0, 0.02, 0.1, 0.2, 0.3):
