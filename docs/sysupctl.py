@@ -149,7 +149,8 @@ def _commands() -> Iterator[str]:
 
 def _leaves(path: str, group: click.Group) -> Iterator[tuple[str, Command]]:
     """The commands in a group and those below it, by what is typed for each."""
-    for name, command in group.commands.items():
+    for name in list(group.commands):
+        command = group.get_command(click.Context(group), name)
         if isinstance(command, Logs):
             assert isinstance(command.reading, Command)
             yield path + name, command.reading

@@ -16,7 +16,7 @@ import click
 
 from sysup import __version__
 from sysup.client import CallError, ConnectionLost
-from sysup.ctl import keygen, logs, options, output, render, several
+from sysup.ctl import options, render
 from sysup.ctl.report import report
 from sysup.ctl.session import (
     FAILED,
@@ -35,9 +35,6 @@ from sysup.ctl.session import (
     session,
     wait_option,
 )
-from sysup.ctl.shell import shell
-from sysup.ctl.top import top
-from sysup.ctl.waiting import wait
 from sysup.protocol import MAX_MESSAGE, event_name, split_topic
 
 TAKEN_OVER_WITHIN = 30.0
@@ -92,6 +89,8 @@ def status(name: str | None, processes: bool) -> int:
     """
     here = session()
     if sessions := here.several():
+        from sysup.ctl import several
+
         return several.status(here, sessions, name, processes)
     try:
         reply = here.call("status", name=name)
@@ -135,6 +134,8 @@ def list_(name: str | None) -> int:
     """Print the names of the watchers, or the pids of one."""
     here = session()
     if sessions := here.several():
+        from sysup.ctl import several
+
         return several.names(here, sessions, name)
     reply = here.call("list", name=name)
     here.show(reply, map(render.clean, reply["watchers" if name is None else "pids"]))
@@ -164,6 +165,8 @@ def stats(name: str | None, pid: int | None, extended: bool) -> int:
     """Show memory and CPU time of processes."""
     here = session()
     if pid is None and (sessions := here.several()):
+        from sysup.ctl import several
+
         return several.stats(here, sessions, name)
     reply = session().call("stats", name=name, process=pid, extended=extended or None)
     if name is None:
@@ -222,10 +225,12 @@ def _topic(word: str) -> str:
 
 for _command in options.COMMANDS:
     cli.add_command(_command)
-cli.add_command(wait)
-cli.add_command(top)
-cli.add_command(output.tail)
-cli.add_command(logs.logs)
+cli.add_later(
+    wait="sysup.ctl.waiting:wait",
+    top="sysup.ctl.top:top",
+    tail="sysup.ctl.output:tail",
+    logs="sysup.ctl.logs:logs",
+)
 
 
 # ---- what is to be -----------------------------------------------------------------------
@@ -459,7 +464,7 @@ def quit_(wait: bool) -> None:
 
 # ---- the program itself ------------------------------------------------------------------
 
-cli.add_command(shell)
+cli.add_later(shell="sysup.ctl.shell:shell")
 
 
 @cli.command()
@@ -472,8 +477,7 @@ def version() -> None:
     here.show(versions, [f"{program} {number}" for program, number in versions.items()])
 
 
-cli.add_command(keygen.keygen)
-cli.add_command(keygen.authorize)
+cli.add_later(keygen="sysup.ctl.keygen:keygen", authorize="sysup.ctl.keygen:authorize")
 
 
 @cli.command()

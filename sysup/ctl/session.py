@@ -6,6 +6,7 @@ command has them too; wherever they stand they end in the one `Session` of this 
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -253,10 +254,37 @@ class Command(click.Command):
                 formatter.write_dl([record for record in records if record is not None])
 
 
+class Elsewhere(click.Command):
+    """A command that is yet to be loaded.
+
+    Args:
+        where: its module and its name there, `sysup.ctl.top:top`.
+    """
+
+    def __init__(self, name: str, where: str) -> None:
+        super().__init__(name)
+        self.where = where
+
+
 class Group(click.Group):
     """The program: its commands in the order of their declaration, and help with typos."""
 
     command_class = Command
+
+    def add_later(self, **commands: str) -> None:
+        """Have commands whose modules are loaded when somebody wants them; see `Elsewhere`."""
+        for name, where in commands.items():
+            self.add_command(Elsewhere(name, where))
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """A command, loaded."""
+        command = self.commands.get(name)
+        if isinstance(command, Elsewhere):
+            module, _, attribute = command.where.partition(":")
+            command = getattr(importlib.import_module(module), attribute)
+            assert isinstance(command, click.Command)
+            self.commands[name] = command
+        return command
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The commands' names, as declared."""
