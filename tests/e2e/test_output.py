@@ -198,7 +198,13 @@ def test_plain_tcp_carries_no_output(sysupd: Start, tmp_path: Path) -> None:
     os.close(talker.gate)
 
     def ask(*args: str) -> Any:
-        done = daemon.ctl("--endpoint", f"tcp://127.0.0.1:{port}", "--json", *args)
+        done = subprocess.run(
+            [PROGRAMS / "sysupctl", "--endpoint", f"tcp://127.0.0.1:{port}", "--json", *args],
+            env=daemon.env,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         assert "secret" not in done.stdout
         return json.loads(done.stdout)
 
