@@ -2,7 +2,7 @@
 
 On a machine of its own, with systemd as PID 1 (tests/lab). The clock is a client's: a request goes
 out every few milliseconds, and what counts is when answers come. After a kill that holds what
-systemd waits before it starts the next daemon (RestartSec=100ms).
+systemd does before it starts the next daemon.
 """
 
 from __future__ import annotations

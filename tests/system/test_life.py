@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.e2e.harness import until
@@ -111,6 +113,21 @@ def test_a_daemon_that_is_killed_comes_back_however_often(machine: Container) ->
         until(lambda: app.show("ActiveState") == "active", "it is ready")
         assert app.show("MainPID") != daemon
     until(lambda: len(app.pids()) == 2, "its processes run")
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/no/such/program"])
+def test_a_daemon_that_cannot_live_is_tried_again_with_pauses(
+    machine: Container, program: str
+) -> None:
+    """systemd itself makes none, as its timers would hold up those that can."""
+    app = App(machine, f"lives-not{program.count('/')}")
+    app.drop_in(f"[Service]\nExecStart=\nExecStart={program}\nRestartPreventExitStatus=\n")
+    begun = time.monotonic()
+    app.systemctl("start", check=False)
+    until(lambda: int(app.show("NRestarts")) >= 5, "it is tried again")
+    tries, took = int(app.show("NRestarts")), time.monotonic() - begun
+    app.systemctl("stop")
+    assert tries <= took / 0.3 + 1
 
 
 # ---- several apps ----------------------------------------------------------------------------
