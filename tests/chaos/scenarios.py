@@ -18,7 +18,7 @@ from tests.e2e.harness import until
 QUEUE = 513
 """Entries that the journal's socket holds at most (unix(7), max_dgram_qlen, and one)."""
 CLOSED = 2
-"""How often it is closed when journald is to be away: what comes in may have it opened once more."""
+"""How often it is closed when journald is to be away: what comes in may open it once more."""
 
 
 TO_THE_END = "restart = never\ndrain_timeout = 60"
