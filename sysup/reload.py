@@ -147,8 +147,9 @@ def differences(app: App) -> dict[str, Any]:
     changed = {}
     for name in sorted(running.keys() & known.keys()):
         if options := config.difference(known[name], running[name]):
+            said = config.options(known[name])
             changed[name] = {
-                option: {"config": config.options(known[name]).get(option), "running": value}
+                option: {"config": said.get(option), "running": value}
                 for option, value in options.items()
             }
     return {

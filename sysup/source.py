@@ -29,9 +29,7 @@ class Files:
     def read(self, path: str) -> str:
         """A file's text. Raises OSError."""
         if self.is_live:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                self.seen["stamps"][path] = stamp(os.fstat(file.fileno()))
-                self.seen["texts"][path] = file.read()
+            self._take(path)
         if path not in self.seen["texts"]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         return str(self.seen["texts"][path])
@@ -62,6 +60,9 @@ class Files:
         for pattern, found in self.seen["globs"].items():
             if path in glob.glob(pattern):
                 self.seen["globs"][pattern] = sorted({*found, path})
+        self._take(path)
+
+    def _take(self, path: str) -> None:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             self.seen["stamps"][path] = stamp(os.fstat(file.fileno()))
             self.seen["texts"][path] = file.read()
