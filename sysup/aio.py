@@ -19,6 +19,7 @@ import zmq.asyncio
 
 from sysup import client, keyring, protocol
 from sysup.client import TIMEOUT, ConnectionLost, TimedOut
+from sysup.discovery import PATIENCE, find_endpoint, probe
 from sysup.keyring import Keyring
 from sysup.protocol import Request, SysupError
 
@@ -94,9 +95,9 @@ class AsyncClient:
     def _find(self) -> None:
         """See who is there, which may take a moment."""
         target = self._target
-        self.endpoint = target if target and "://" in target else client.find_endpoint(target)
+        self.endpoint = target if target and "://" in target else find_endpoint(target)
         self._keys = keyring.find(self.endpoint, *self._files)
-        client.probe(self.endpoint, TIMEOUT if self.timeout is None else self.timeout)
+        probe(self.endpoint, PATIENCE if self.timeout is None else self.timeout)
 
     async def call(self, command: str, /, **properties: Any) -> dict[str, Any]:
         """Ask the daemon to run a command, and return its reply; raises as `Client.call` does."""

@@ -118,6 +118,23 @@ class AccessDenied(SysupError):
     errno = Errno.ACCESS_DENIED
 
 
+class CallError(SysupError):
+    """A call failed: the text says why, `errno` is the daemon's number for it.
+
+    `reply` is what the daemon answered, empty when there was no answer.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        errno: Errno = Errno.NOT_SPECIFIED,
+        reply: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__(reason)
+        self.errno = errno
+        self.reply = reply or {}
+
+
 @dataclass(frozen=True)
 class Request:
     """A command as it was asked for.

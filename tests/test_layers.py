@@ -32,10 +32,11 @@ PURE, SYSTEM = LAYERS[0], LAYERS[1]
 
 OUTSIDE = {
     "__init__": frozenset({"aio", "client"}),
-    "aio": frozenset({"client", "keyring", "protocol"}),
+    "aio": frozenset({"client", "discovery", "keyring", "protocol"}),
     "keyring": frozenset({"certificates", "protocol"}),
-    "client": frozenset({"keyring", "protocol"}),
-    "ctl": frozenset({"certificates", "client", "keyring", "protocol"}),
+    "client": frozenset({"discovery", "keyring", "protocol"}),
+    "discovery": frozenset({"protocol"}),
+    "ctl": frozenset({"certificates", "client", "discovery", "keyring", "protocol"}),
     "plugins": frozenset({"client", "protocol"}),
 }
 """Programs that talk to a daemon and load nothing of it: all that each may import."""

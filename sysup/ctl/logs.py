@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from sysup import client
+from sysup import discovery
 from sysup.ctl import moments, render
 from sysup.ctl.session import Command, Group, Session, common_options, complete_watcher, session
 from sysup.protocol import CONTROL_SOCKET, SysupError
@@ -99,9 +99,9 @@ def app_of(here: Session) -> str:
     if here.app:
         return here.app
     try:
-        endpoint = here.endpoint or client.find_endpoint()
-    except client.Unreachable as error:
-        known = set(client.apps()) or set(configured())
+        endpoint = here.endpoint or discovery.find_endpoint()
+    except discovery.Unreachable as error:
+        known = set(discovery.apps()) or set(configured())
         if len(known) == 1:
             return known.pop()
         others = f" of {', '.join(sorted(known))}" if known else ""

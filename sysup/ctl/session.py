@@ -15,8 +15,16 @@ from typing import Any
 
 import click
 
-from sysup import client
-from sysup.client import CallError, Client, ConnectionLost, NotRunning, TimedOut, Unreachable
+from sysup import discovery
+from sysup.client import (
+    TIMEOUT,
+    CallError,
+    Client,
+    ConnectionLost,
+    NotRunning,
+    TimedOut,
+    Unreachable,
+)
 from sysup.protocol import Errno, SysupError
 
 OK, FAILED, USAGE, NOT_RUNNING, UNREACHABLE = range(5)
@@ -80,7 +88,7 @@ class Session:
         if not self.is_several:
             return {}
         endpoints = {endpoint: endpoint for endpoint in self.endpoints}
-        running = client.running() if self.all else {}
+        running = discovery.running() if self.all else {}
         made = {}
         for name in (*self.apps, *running, *endpoints):
             made[name] = each = Session()
@@ -104,7 +112,7 @@ class Session:
         """The reply to a command; properties that are None are left out. Raises CallError."""
         given = {key: value for key, value in properties.items() if value is not None}
         connection = self.client()
-        wait = WAIT if given.get("waiting") else client.TIMEOUT
+        wait = WAIT if given.get("waiting") else TIMEOUT
         connection.timeout = wait if self.timeout is None else self.timeout
         try:
             return connection.call(command, **given)
@@ -187,7 +195,7 @@ def _add(context: click.Context, option: click.Parameter, values: tuple[str, ...
 
 def complete_app(_: click.Context, __: click.Parameter, typed: str) -> list[str]:
     """The apps whose names begin so."""
-    return [name for name in client.apps() if name.startswith(typed)]
+    return [name for name in discovery.apps() if name.startswith(typed)]
 
 
 def common_options() -> list[click.Option]:
@@ -228,7 +236,7 @@ def common_options() -> list[click.Option]:
             ["--timeout"],
             metavar="SECONDS",
             type=click.FloatRange(min=0, min_open=True),
-            help=f"Wait so long for a reply ({client.TIMEOUT:g}; {WAIT:g} for an outcome).",
+            help=f"Wait so long for a reply ({TIMEOUT:g}; {WAIT:g} for an outcome).",
             **given,
         ),
         click.Option(["--json"], is_flag=True, help="Print the reply as JSON, in a line.", **given),

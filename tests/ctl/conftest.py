@@ -8,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import pytest
 
-from sysup.client import ENDPOINT_VARIABLES
 from sysup.ctl import main
+from sysup.discovery import ENDPOINT_VARIABLES
 from tests.canned import CannedDaemon
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sysup import client
+from sysup import discovery
 from sysup.protocol import MessageError
 from tests.canned import CannedDaemon
 from tests.ctl.conftest import Run
@@ -107,5 +107,5 @@ def test_none_runs(base: Path, ctl: Run) -> None:
     done = ctl("status", "--all")
     assert done.code == 4
     assert "no sysupd is running" in done.err
-    with pytest.raises(client.NotRunning):
-        client.running()
+    with pytest.raises(discovery.NotRunning):
+        discovery.running()
