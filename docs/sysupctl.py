@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import click
 
-from sysup.ctl import cli
 from sysup.ctl.logs import Logs
+from sysup.ctl.program import cli
 from sysup.ctl.session import Command, common_options
 
 HEAD = """\

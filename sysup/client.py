@@ -15,13 +15,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from sysup import keyring, protocol
+from sysup import protocol
 from sysup.discovery import PATIENCE, NotRunning, Unreachable, find_endpoint, probe
-from sysup.keyring import Keyring
 from sysup.protocol import CallError, Errno, Request, SysupError
 
 __all__ = [
@@ -33,6 +32,9 @@ __all__ = [
     "TimedOut",
     "Unreachable",
 ]
+
+if TYPE_CHECKING:
+    from sysup.keyring import Keyring
 
 TIMEOUT = 5.0
 """Seconds until a call gives up, unless told otherwise."""
@@ -81,7 +83,7 @@ class Client:
         server_key: str | None = None,
     ) -> None:
         endpoint = target if target and "://" in target else find_endpoint(target)
-        self._keys = keyring.find(endpoint, key, server_key)
+        self._keys = _keys(endpoint, key, server_key)
         probe(endpoint, PATIENCE if timeout is None else timeout)
         self.endpoint = endpoint
         self.timeout = timeout
@@ -186,6 +188,15 @@ class Client:
                     f"timed out after {self.timeout:g} s: no reply to {request.command} "
                     f"from {self.endpoint}"
                 )
+
+
+def _keys(endpoint: str, key: str | None, server_key: str | None) -> Keyring | None:
+    """Those for an endpoint; what reads them is loaded for TCP alone."""
+    if not endpoint.startswith("tcp://"):
+        return None
+    from sysup import keyring
+
+    return keyring.find(endpoint, key, server_key)
 
 
 def poller_of(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Poller:

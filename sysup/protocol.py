@@ -25,9 +25,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 MAX_MESSAGE = 1 << 20
 """Bytes of the longest request the daemon reads."""
@@ -135,15 +135,14 @@ class CallError(SysupError):
         self.reply = reply or {}
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A command as it was asked for.
 
     `cast` requests get no reply at all; `waiting` ones get theirs when the work is done.
     """
 
     command: str
-    properties: Mapping[str, Any] = field(default_factory=dict)
+    properties: Mapping[str, Any] = MappingProxyType({})
     id: Any = None
     cast: bool = False
 

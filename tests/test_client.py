@@ -267,8 +267,13 @@ def test_beside_an_endpoint_of_ones_own_choice_nothing_is_assumed(base: Path) ->
 # ---- what it costs -----------------------------------------------------------------------
 
 
-def test_it_loads_nothing_that_it_does_not_need() -> None:
-    code = "import json, sys, sysup.client, sysup.ctl; print(json.dumps(list(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = set(json.loads(done.stdout))
-    assert not modules & {"asyncio", "logging", "sysup.machine", "sysup.config", "sysup._native"}
+def test_sysupctl_loads_nothing_that_it_does_not_need(base: Path, daemon: CannedDaemon) -> None:
+    daemon.replies |= {"status": {"watchers": {}}, "stats": {"infos": {}}}
+    code = "import json, sys, sysup.ctl; sysup.ctl.main(); print(json.dumps(list(sys.modules)))"
+    command = [sys.executable, "-c", code, "--endpoint", daemon.endpoint, "status"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    modules = set(json.loads(done.stdout.splitlines()[-1]))
+    assert not modules & {"asyncio", "logging"}
+    own = {name.removeprefix("sysup.") for name in modules if name.startswith("sysup.")}
+    common = {"client", "discovery", "protocol", "ctl", "ctl.program", "ctl.session"}
+    assert own == common | {"ctl.look", "ctl.render", "ctl.report"}

@@ -11,7 +11,7 @@ import pytest
 from docs import man
 from sysup.__main__ import main as sysupd
 from sysup.config.specs import DAEMON_OPTIONS, SOCKET_OPTIONS, WATCHER_OPTIONS
-from sysup.ctl import cli
+from sysup.ctl.program import cli
 
 PAGES = man.pages()
 PROGRAMS = {

@@ -136,6 +136,3 @@ def diff() -> None:
     """Show how what runs differs from the config files, and what of that is saved."""
     reply = session().call("diff")
     session().show(reply, render.differences(reply))
-
-
-COMMANDS = (options, get, globaloptions, set_, add, reloadconfig, diff)

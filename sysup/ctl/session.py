@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import click
@@ -198,8 +199,9 @@ def complete_app(_: click.Context, __: click.Parameter, typed: str) -> list[str]
     return [name for name in discovery.apps() if name.startswith(typed)]
 
 
+@cache
 def common_options() -> list[click.Option]:
-    """Fresh copies of the options that all commands take."""
+    """The options that all commands take."""
     given: dict[str, Any] = {"expose_value": False, "callback": _keep}
     return [
         click.Option(
@@ -263,15 +265,18 @@ class Command(click.Command):
 
 
 class Elsewhere(click.Command):
-    """A command that is yet to be loaded.
+    """A command of a module that is yet to be loaded."""
 
-    Args:
-        where: its module and its name there, `sysup.ctl.top:top`.
-    """
-
-    def __init__(self, name: str, where: str) -> None:
+    def __init__(self, name: str, module: str) -> None:
         super().__init__(name)
-        self.where = where
+        self.module = module
+
+    def load(self) -> click.Command:
+        """The command itself."""
+        for found in vars(importlib.import_module(self.module)).values():
+            if isinstance(found, click.Command) and found.name == self.name:
+                return found
+        raise LookupError(f"{self.module} has no command {self.name}")
 
 
 class Group(click.Group):
@@ -279,20 +284,22 @@ class Group(click.Group):
 
     command_class = Command
 
-    def add_later(self, **commands: str) -> None:
-        """Have commands whose modules are loaded when somebody wants them; see `Elsewhere`."""
-        for name, where in commands.items():
-            self.add_command(Elsewhere(name, where))
+    def add_later(self, module: str, *names: str) -> None:
+        """Have commands of a module which is loaded when somebody wants one of them."""
+        for name in names:
+            self.add_command(Elsewhere(name, module))
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """A command, loaded."""
         command = self.commands.get(name)
         if isinstance(command, Elsewhere):
-            module, _, attribute = command.where.partition(":")
-            command = getattr(importlib.import_module(module), attribute)
-            assert isinstance(command, click.Command)
-            self.commands[name] = command
+            command = self.commands[name] = command.load()
         return command
+
+    def load_all(self, context: click.Context) -> None:
+        """Load all commands now."""
+        for name in self.commands:
+            self.get_command(context, name)
 
     def list_commands(self, context: click.Context) -> list[str]:
         """The commands' names, as declared."""

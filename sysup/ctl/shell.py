@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from sysup.ctl.session import OK, USAGE, Command, Session, run, session
+from sysup.ctl.session import OK, USAGE, Command, Group, Session, run, session
 
 DELIMITERS = " \t\n"
 LEAVE = ("exit", "bye")
@@ -25,7 +25,8 @@ def shell(context: click.Context) -> int:
     """
     here = session()
     program = context.find_root().command
-    assert isinstance(program, click.Group)
+    assert isinstance(program, Group)
+    program.load_all(context)  # of this version: another one may be installed meanwhile
     given = common_words(here)
     on_terminal = sys.stdin.isatty()
     if on_terminal:

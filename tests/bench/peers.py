@@ -13,9 +13,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 ROTATE = 10_000_000
 """Bytes of a file where logs are rotated."""
 BACKUPS = 100
@@ -74,6 +76,10 @@ class Peer:
                 stderr=out,
             )
 
+    def status(self, directory: Path) -> list[str]:
+        """The command that shows how all children are."""
+        raise NotImplementedError
+
     def end(self, process: subprocess.Popen[bytes], directory: Path) -> None:
         """Ask it to stop all and exit; returns without waiting."""
         process.send_signal(signal.SIGTERM)
@@ -108,6 +114,13 @@ class Sysup(Ini):
     def endpoint(self, directory: Path) -> str:
         return f"ipc://{directory}/bench/control"
 
+    def status(self, directory: Path) -> list[str]:
+        """As `make install` has it: an editable installation takes a while to be found."""
+        places = [str(ROOT), sysconfig.get_path("purelib")]
+        code = f"import sys; sys.path[:0] = {places}; from sysup.ctl import main; sys.exit(main())"
+        python = os.path.realpath(sys.executable)
+        return [python, "-I", "-c", code, "--endpoint", self.endpoint(directory), "status"]
+
 
 class Circus(Ini):
     kind = "circus"
@@ -123,6 +136,9 @@ class Circus(Ini):
             f"endpoint = {self.endpoint(directory)}",
             f"pubsub_endpoint = ipc://{directory}/pubsub",
         ]
+
+    def status(self, directory: Path) -> list[str]:
+        return ["circusctl", "--endpoint", self.endpoint(directory), "status"]
 
 
 class Supervisord(Peer):
@@ -146,7 +162,29 @@ class Supervisord(Peer):
             "stderr_logfile_maxbytes = 0",
             *(self.options or ["stdout_logfile_maxbytes = 0"]),
         ]
+        lines += self.more(directory)
         return [self.program, "--nodaemon", "-c", write(directory / "bench.conf", lines)]
+
+    def more(self, directory: Path) -> list[str]:
+        """Sections besides."""
+        return []
+
+
+class Commanded(Supervisord):
+    """With what supervisorctl needs."""
+
+    def more(self, directory: Path) -> list[str]:
+        return [
+            "[unix_http_server]",
+            f"file = {directory}/control",
+            "[rpcinterface:supervisor]",
+            "supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface",
+            "[supervisorctl]",
+            f"serverurl = unix://{directory}/control",
+        ]
+
+    def status(self, directory: Path) -> list[str]:
+        return ["supervisorctl", "-c", str(directory / "bench.conf"), "status"]
 
 
 class Pm2(Peer):

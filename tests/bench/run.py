@@ -40,6 +40,7 @@ class Scale:
     children: int = 200
     many: int = 1000
     recoveries: int = 5
+    commands: int = 20
     kills: int = 100
     killing: float = 30.0
     watching: float = 20.0
@@ -49,7 +50,7 @@ class Scale:
     silent: tuple[int, int] = (500, 1500)
 
 
-QUICK = Scale(20, 50, 2, 10, 5.0, 3.0, 300_000, 10, 2_000, (20, 60))
+QUICK = Scale(20, 50, 2, 4, 10, 5.0, 3.0, 300_000, 10, 2_000, (20, 60))
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.bench import control, lifecycle, output, recovery
+from tests.bench import cli, control, lifecycle, output, recovery
 from tests.bench.peers import (
     BACKUPS,
     ROTATE,
     S6,
     Circus,
+    Commanded,
     Daemontools,
     Multilog,
     Peer,
@@ -88,6 +89,11 @@ SCENARIOS = {
     "start_stop_many": Scenario("1,000 children", lifecycle.start_stop_many, SUPERVISORS),
     "crash_loop": Scenario(
         "a command that fails at once, 20 s with the defaults", lifecycle.crash_loop, SUPERVISORS
+    ),
+    "cli": Scenario(
+        "`status` of 200 children, by a new process each time",
+        cli.status,
+        (Sysup(), Circus(), Commanded()),
     ),
     "stats": Scenario(
         "`stats` of 1,000 children, and a light request meanwhile",

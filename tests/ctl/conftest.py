@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 import pytest
 
-from sysup.ctl import main
+from sysup.ctl.program import main
 from sysup.discovery import ENDPOINT_VARIABLES
 from tests.canned import CannedDaemon
 

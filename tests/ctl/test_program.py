@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sysup.ctl import cli
+from sysup.ctl.program import cli
 from tests.canned import PATIENCE, CannedDaemon
 
 from .conftest import Run

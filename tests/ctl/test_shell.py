@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from sysup.ctl import cli
+from sysup import ctl as package
+from sysup.ctl.program import cli
 from sysup.ctl.session import Session
 from sysup.ctl.shell import common_words, completions, split
 from tests.canned import PATIENCE, CannedDaemon
@@ -55,6 +56,15 @@ def test_a_failure_is_told_and_the_next_line_is_run(shop: CannedDaemon, type_in:
     assert "unknown command: 'stop'" in done.err
     assert "no such command: no-such" in done.err
     assert "a quotation has no end" in done.err
+
+
+def test_all_commands_are_of_the_version_that_the_shell_is(shop: CannedDaemon, base: Path) -> None:
+    code = "import sys; from sysup.ctl import main; main(); print(*sys.modules, file=sys.stderr)"
+    command = [sys.executable, "-c", code, "--endpoint", shop.endpoint, "shell"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, check=True)
+    modules = {path.stem for path in Path(package.__path__[0]).glob("*.py")} - {"__init__"}
+    absent = {name for name in modules if f"sysup.ctl.{name}" not in done.stderr.split()}
+    assert absent == {"journal", "several"}  # which no command is in
 
 
 def test_common_options_hold_for_all_lines(shop: CannedDaemon, type_in: Run) -> None:
