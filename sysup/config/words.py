@@ -1,4 +1,4 @@
-"""Splits text into words as a shell does: what shlex.split gives, in time that grows with the length.
+"""Splits text into words as a shell does, and shlex.split, in time that grows with its length.
 
 shlex puts each word together character by character, which for one of 300,000 takes more than a
 second in which nothing else is done.
