@@ -209,9 +209,18 @@ def encode_request(request: Request) -> bytes:
     return json.dumps(message).encode()
 
 
+class Written(str):
+    """JSON already: what stands so in the fields of a reply, for `ok`, is not written again."""
+
+    __slots__ = ()
+
+
 def ok(fields: Mapping[str, Any], request_id: Any, time: float) -> bytes:
     """The frame of a good reply; `fields` may overwrite `status`, as `status NAME` does."""
-    return json.dumps({"status": "ok", "time": time, **fields, "id": request_id}).encode()
+    message = {"status": "ok", "time": time, **fields, "id": request_id}
+    written = [name for name, value in fields.items() if isinstance(value, Written)]
+    texts = [f", {json.dumps(name)}: {message.pop(name)}" for name in written]
+    return f"{json.dumps(message)[:-1]}{''.join(texts)}}}".encode()
 
 
 def ok_in_steps(

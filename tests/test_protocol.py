@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sysup import protocol
-from sysup.protocol import Errno, InvalidJson, MessageError, Request, ok, ok_in_steps
+from sysup.protocol import Errno, InvalidJson, MessageError, Request, Written, ok, ok_in_steps
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -161,3 +161,13 @@ def finished(steps: Generator[None, None, bytes]) -> bytes:
         except StopIteration as end:
             result: bytes = end.value
             return result
+
+
+@given(st.dictionaries(st.text(), JSON), JSON)
+def test_what_is_written_already_stands_in_a_reply_as_it_is(
+    fields: dict[str, Any], more: Any
+) -> None:
+    written = Written(json.dumps(more, allow_nan=False))
+    frame = ok({**fields, "watchers": written, "id": 5}, 7, 5.0)
+    wanted = {"status": "ok", "time": 5.0, **fields, "watchers": more, "id": 7}
+    assert json.loads(frame) == json.loads(json.dumps(wanted))
