@@ -114,6 +114,23 @@ struct proc_entry {
  * (which may exceed `cap`: call again with more room) or -errno. */
 int proc_scan(struct proc_entry *ret_entries, size_t cap);
 
+/* What a process has used and holds. */
+struct proc_figures {
+    int32_t pid;       /* 0: there is none of that number, or no more */
+    int32_t ppid;
+    int32_t nice;
+    char name[16];     /* as much of it as fits, not always with a NUL at its end */
+    uint64_t start;    /* clock ticks since boot */
+    uint64_t cpu;      /* clock ticks, in its own code and the kernel's */
+    uint64_t virtual_size; /* bytes */
+    uint64_t resident; /* pages */
+    uint64_t read_at;  /* nanoseconds since boot, CLOCK_BOOTTIME */
+};
+
+/* Of `n` processes, in that order. 0, or -errno (no descriptor is left, say): then they
+ * are not to be looked at. */
+int proc_read(const int32_t *pids, size_t n, struct proc_figures *ret_figures);
+
 /* ---- the pump: bytes from pipes to where they go --------------------------------- */
 
 /* A pipe is a stream. Streams of one kind (the stdouts of one watcher) share an outlet,

@@ -179,14 +179,14 @@ def _nothing(_: Any) -> Reply:
 @command(Role.READ)
 def status(app: App, p: Properties) -> Reply:
     """The state of a watcher, or of all."""
+    hidden = HIDDEN if p.role is Role.READ else None
     if "name" in p:
         watcher = find(app, p.text("name"))
-        told = {watcher.name: seen(watcher.describe(), p.role)}
-        return {"status": watcher.state, "watchers": told}
+        return {"status": watcher.state, "watchers": outputs.status([watcher], hidden)}
     watchers = app.watchers.values()
     return {
         "statuses": {w.name: w.state for w in watchers},
-        "watchers": {w.name: seen(w.describe(), p.role) for w in watchers},
+        "watchers": outputs.status(watchers, hidden),
         "changed_files": app.changed_files,
     }
 
@@ -196,12 +196,7 @@ def show(app: App, p: Properties) -> Reply:
     """All that is known of a watcher."""
     report = outputs.show(find(app, p.text("name")))
     report["options"] = visible(report["options"], p.role)
-    return {"watcher": seen(report, p.role)}
-
-
-def seen(report: dict[str, Any], role: Role) -> dict[str, Any]:
-    """What a role may see of a report on a watcher: output may hold secrets."""
-    return outputs.hidden(report, HIDDEN) if role is Role.READ else report
+    return {"watcher": outputs.hidden(report, HIDDEN) if p.role is Role.READ else report}
 
 
 @command(Role.OPERATE)

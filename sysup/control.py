@@ -33,6 +33,7 @@ from sysup.endpoints import bind
 from sysup.events import Events
 from sysup.guard import Guard
 from sysup.keys import Keys
+from sysup.pace import in_turns
 from sysup.peers import Access, Peer, called
 from sysup.protocol import Errno, Request, SysupError
 
@@ -271,7 +272,8 @@ class Control:
         waiting: bool,
     ) -> None:
         try:
-            reply = protocol.ok(await work, request.id, self._wall())
+            steps = protocol.ok_in_steps(await work, request.id, self._wall())
+            reply = await in_turns(steps)
         except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
             reply = self._failure(request, error)
             if not waiting:

@@ -152,7 +152,9 @@ class Daemon:
         self._board.on_give_up = self._give_up
         sockets = {name: fds for name, fds in self._given.items() if name != CONTROL_SOCKET}
         self.sharing = Sharing(self._board, self._estate, self._serving, Sockets(sockets))
-        self._meter = Meter(loop, self.watchers, self.sharing.sockets.describe, wall)
+        self._meter = Meter(
+            loop, self.watchers, self.sharing.sockets.describe, wall, self._os.figures
+        )
         self._set()
 
     def _take_pump(self) -> Pump:

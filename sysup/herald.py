@@ -23,9 +23,9 @@ from dataclasses import dataclass
 
 from sysup.config import DaemonSpec, WatcherSpec
 from sysup.machine import KILL_AGAIN, State, Want, ready_delay
+from sysup.place import Place
 from sysup.protocol import SysupError
 from sysup.pulse import Heart, Pulse
-from sysup.slots import Place
 from sysup.systemd import Notifier, watchdog_interval
 from sysup.watcher import Watcher
 

@@ -14,19 +14,16 @@ import asyncio
 import logging
 import os
 import select
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from sysup import protocol
-from sysup.stats import Infos, Stats, Steps
+from sysup.pace import in_turns
+from sysup.stats import Infos, Look, Stats, Steps
 from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup.meter")
-T = TypeVar("T")
 
-TURN = 0.003
-"""Seconds of work in one turn of the loop."""
 INTERVAL = 1.0
 """Seconds between two rounds for the subscribers."""
 LOOKS = 10
@@ -46,6 +43,7 @@ class Meter:
         watchers: the app's, as they are at any time.
         sockets: tells the listening ones, as `listsockets`.
         wall: seconds since the epoch.
+        look: reads what the kernel tells of processes.
     Attributes:
         publish: takes (topic, payload).
     """
@@ -56,14 +54,15 @@ class Meter:
         watchers: Mapping[str, Watcher],
         sockets: SocketRows,
         wall: Callable[[], float],
+        look: Look,
     ) -> None:
         self.publish: Publish = lambda topic, payload: None
         self._loop = loop
         self._watchers = watchers
         self._sockets = sockets
         self._wall = wall
-        self._asked = Stats()
-        self._streamed = Stats()
+        self._asked = Stats(look)
+        self._streamed = Stats(look)
         """Of its own, as what a process used is told since the last look."""
         self._one_at_a_time = asyncio.Lock()
         self._handing_out = asyncio.Lock()
@@ -193,20 +192,6 @@ class Meter:
             self.publish(protocol.stats_topic(SOCKETS, fd), told)
         everything = {"addresses": list(map(address, rows)), "reads": sum(reads.values())}
         self.publish(protocol.stats_topic(SOCKETS), everything)
-
-
-async def in_turns(work: Steps[T]) -> T:
-    """Do work step by step, so that the loop is not blocked meanwhile."""
-    until = time.monotonic() + TURN
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-        if time.monotonic() >= until:
-            await asyncio.sleep(0)
-            until = time.monotonic() + TURN
 
 
 def is_wanted(topic: bytes, topics: Iterable[bytes]) -> bool:

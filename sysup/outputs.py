@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
-from sysup.protocol import SysupError
+from sysup.protocol import SysupError, Written
 from sysup.streams import Direct, Sink
 from sysup.taps import described
 from sysup.watcher import Watcher
@@ -84,6 +85,12 @@ def _filename(spec: StreamSpec | None) -> str | None:
 
 
 # ---- all that is known of a watcher ------------------------------------------------------
+
+
+def status(watchers: Iterable[Watcher], hidden: str | None) -> Written:
+    """What `status` tells of watchers, by name; `hidden` stands for what their processes wrote."""
+    texts = [f"{json.dumps(each.name)}: {each.written(hidden)}" for each in watchers]
+    return Written(f"{{{', '.join(texts)}}}")
 
 
 def show(watcher: Watcher) -> dict[str, Any]:

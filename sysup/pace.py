@@ -1,4 +1,4 @@
-"""The daemon's loop, which knows how long it was blocked.
+"""The daemon's loop, which knows how long it was blocked, and long work that does not block it.
 
 While the loop is at work on what came, it does nothing else: whoever asks then waits. That time is
 taken around the selector, twice a turn, so a loop with nothing to do is not woken for it.
@@ -9,10 +9,16 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from typing import Any
+from collections.abc import Generator
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 LATELY = 60.0
 """Seconds in which what is told of the last time was measured, at least; at most twice as many."""
+
+TURN = 0.003
+"""Seconds of work in one turn of the loop."""
 
 
 class Pace(selectors.EpollSelector):
@@ -66,3 +72,17 @@ def figures(loop: asyncio.AbstractEventLoop) -> dict[str, float]:
         "loop_blocked": round(pace.longest, 4),
         "loop_blocked_lately": round(pace.lately, 4),
     }
+
+
+async def in_turns(work: Generator[None, None, T]) -> T:
+    """Do work step by step, so that the loop is not blocked meanwhile."""
+    until = time.monotonic() + TURN
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if time.monotonic() >= until:
+            await asyncio.sleep(0)
+            until = time.monotonic() + TURN

@@ -24,7 +24,7 @@ Pure: no socket is opened here, and the time is an argument.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -225,9 +225,45 @@ def encode_request(request: Request) -> bytes:
     return json.dumps(message).encode()
 
 
+class Written(str):
+    """JSON already: what stands so in the fields of a reply, for `ok`, is not written again."""
+
+    __slots__ = ()
+
+
 def ok(fields: Mapping[str, Any], request_id: Any, time: float) -> bytes:
     """The frame of a good reply; `fields` may overwrite `status`, as `status NAME` does."""
-    return json.dumps({"status": "ok", "time": time, **fields, "id": request_id}).encode()
+    message = {"status": "ok", "time": time, **fields, "id": request_id}
+    written = [name for name, value in fields.items() if isinstance(value, Written)]
+    texts = [f", {json.dumps(name)}: {message.pop(name)}" for name in written]
+    return f"{json.dumps(message)[:-1]}{''.join(texts)}}}".encode()
+
+
+def ok_in_steps(
+    fields: Mapping[str, Any], request_id: Any, time: float
+) -> Generator[None, None, bytes]:
+    """The same in small steps, where `fields` is large: a table of tables is written row by row."""
+    parts: list[str] = []
+    yield from _write({"status": "ok", "time": time, **fields, "id": request_id}, parts)
+    return "".join(parts).encode()
+
+
+def _write(table: Mapping[str, Any], parts: list[str]) -> Generator[None, None, None]:
+    sign = "{"
+    for name, value in table.items():
+        parts.append(sign)
+        if isinstance(name, str) and isinstance(value, dict) and _holds_tables(value):
+            parts.append(f"{json.dumps(name)}: ")
+            yield from _write(value, parts)
+        else:
+            parts.append(json.dumps({name: value})[1:-1])
+        yield
+        sign = ", "
+    parts.append("}")
+
+
+def _holds_tables(table: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, dict) for value in table.values())
 
 
 def error(reason: str, errno: int, request_id: Any, time: float, tb: str | None = None) -> bytes:

@@ -7,12 +7,11 @@ A slot that changes wakes its watcher, whose plan says what comes next.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import signal
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -44,7 +43,8 @@ from sysup.machine import (
     Want,
     describe_exit,
 )
-from sysup.plan import NOT_SERVING, Slot
+from sysup.place import Place, Tally
+from sysup.plan import NOT_SERVING
 from sysup.process import Unreaped
 from sysup.protocol import SysupError
 from sysup.stdin import Input
@@ -55,35 +55,6 @@ REAPED_WITHIN = 0.005
 """Seconds until a parent that is not us is asked again whether it has reaped the process."""
 REPORT_WITHIN = 0.25
 """Seconds that a death report waits at most for the last output of the dead."""
-
-
-@dataclass
-class Place(Slot):
-    """A slot with what is kept of it here."""
-
-    body: Body | None = None
-    timer: asyncio.TimerHandle | None = None
-    luck: float = 0.0
-    """In [0, 1), drawn once for each process: its share of `max_age_variance`."""
-    output: str = ""
-
-    def describe(self, now: float) -> dict[str, Any]:
-        """What `status` tells about it."""
-        life = self.life
-        uptime = life.uptime(now)
-        waits = life.state in (State.BACKOFF, State.FLAPPING)
-        return {
-            "wid": self.wid,
-            "pid": self.body.process.pid if self.body and life.alive else None,
-            "state": str(life.state),
-            "uptime": None if uptime is None else round(uptime, 3),
-            "restarts": life.restarts,
-            "tries": life.history.tries,
-            "retry_in": round(max(0.0, (life.deadline or now) - now), 3) if waits else None,
-            "exit_code": life.last_exit,
-            "reason": life.reason or None,
-            "last_output": self.output or None,
-        }
 
 
 class Slots:
@@ -104,6 +75,7 @@ class Slots:
         self.dead: dict[int, Body] = {}
         """By wid: the last process there that has ended."""
         self._wake = wake
+        self._tally: Tally | None = None
 
     @property
     def spec(self) -> WatcherSpec:
@@ -138,6 +110,19 @@ class Slots:
         """Whether there are processes of older generations."""
         return any(p.generation != self.generations.newest for p in self.places.values())
 
+    @property
+    def tally(self) -> Tally:
+        """What they are together."""
+        if self._tally is None:
+            self._tally = Tally.of(self.places.values())
+        return self._tally
+
+    def _changed(self, *places: Place) -> None:
+        """What was told of these, and so of all together, is not so any more."""
+        self._tally = None
+        for place in self.places.values() if self.together else places:
+            place.changed()
+
     # ---- the steps of the plan -----------------------------------------------------------
 
     def launch(self, wid: int) -> None:
@@ -151,6 +136,7 @@ class Slots:
     def forget(self, wid: int) -> None:
         """Have a slot no more that is empty."""
         place = self.places.pop(wid)
+        self._changed()
         self._drop(place)
         if place.timer is not None:
             place.timer.cancel()
@@ -164,6 +150,7 @@ class Slots:
         before = place.life.state
         for action in place.life.handle(event, self.board.loop.time()):
             self._perform(place, action)
+        self._changed(place)
         self._set_timer(place)
         self._save(place)
         if place.life.state is not before or not place.life.alive:
@@ -290,6 +277,7 @@ class Slots:
                 place.timer.cancel()
             self._drop(place)
         self.places.clear()
+        self._changed()
 
     # ---- processes -----------------------------------------------------------------------
 
@@ -327,10 +315,14 @@ class Slots:
             body.stdin.close()
         board.bodies.pop(body.process.pid, None)
         self._publish("reap", process_pid=body.process.pid, wid=place.wid, exit_code=status)
-        body.on_output.append(lambda output: setattr(place, "output", output))
+        body.on_output.append(partial(self._take_output, place))
         body.death = Death(status, describe_exit(status), board.loop.time())
         self.dead[place.wid] = body
         self.handle(place, Exited(body.serial, status))
+
+    def _take_output(self, place: Place, output: str) -> None:
+        place.output = output
+        self._changed(place)
 
     def _signal(self, place: Place, signum: int) -> None:
         body = place.body
@@ -364,6 +356,7 @@ class Slots:
             place.life.spec = spec
             if before.flapping.scope != spec.flapping.scope:
                 place.life.history = self.history if self.together else History()
+        self._changed(*self.places.values())
 
     def limit_running(self, spec: WatcherSpec) -> None:
         """Change the limits of what runs. Raises SysupError with all that can't be."""
@@ -421,6 +414,7 @@ class Slots:
                 self.handle(place, Exited(place.life.serial, None))
             elif place.body is None and not place.life.released:
                 self.handle(place, Released(place.life.serial))
+        self._changed(*self.places.values())
 
     def _restore_place(self, wid: int, saved: Mapping[str, Any]) -> None:
         history = self.history if self.together else None

@@ -1,18 +1,17 @@
 """Figures of processes, from /proc, in the shape that Circus's clients know.
 
 One pass through /proc serves all processes of one question, so what it costs grows with the
-number of processes and not with its square. It is made in steps of one process each, some tens of
-microseconds, between which whoever drives it may do other things. Parsing takes text; only
-`Stats` and the functions at the end read files.
+number of processes and not with its square. It is made in steps of some processes each, less than
+half a millisecond, between which whoever drives it may do other things. What the kernel tells of
+each is read by a function in C, which comes as an argument.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
-import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -24,8 +23,11 @@ Infos: TypeAlias = dict[int, dict[str, Any] | str]
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+NS = 1_000_000_000
 REMEMBERED = 16384
 """Processes whose last CPU time is kept, for the rate since then."""
+BATCH = 32
+"""Processes that are looked at in one step."""
 NAMED_FOR = 5.0
 """Seconds for which the user and the program of a process, if it looks like the same, are known."""
 UNITS = "KMGTPEZY"
@@ -35,21 +37,26 @@ NOT_KNOWN = "N/A"
 
 
 class Figures(NamedTuple):
-    """What /proc/PID/stat tells (proc(5)); times in seconds, sizes in bytes."""
+    """What /proc/PID/stat tells (proc(5)), as the kernel counts it."""
 
     pid: int
-    comm: str
     ppid: int
     nice: int
-    cpu_time: float
-    start: float
-    """Seconds from boot to its start."""
+    comm: bytes
+    start: int
+    """Clock ticks from boot to its start."""
+    cpu: int
+    """Clock ticks."""
     virtual: int
+    """Bytes."""
     resident: int
+    """Pages."""
+    read_at: int
+    """Nanoseconds from boot to when this was read: a pass may take its time."""
 
 
-Read: TypeAlias = tuple[Figures, float]
-"""Figures, and when they were read: a pass may take its time."""
+Look: TypeAlias = Callable[[Sequence[int]], list[tuple[Any, ...]]]
+"""Takes pids, and gives the fields of Figures of those that are there. Raises OSError."""
 
 
 class Seen(NamedTuple):
@@ -57,30 +64,11 @@ class Seen(NamedTuple):
 
     cpu_time: float
     at: float
-    comm: str
+    comm: bytes
     owner: str
     program: str
     read_at: float
     """When the last two were read, which takes as long as all else."""
-
-
-def parse_stat(text: str) -> Figures:
-    """Read a line of /proc/PID/stat. Raises ValueError when it is none."""
-    head, _, tail = text.rpartition(")")
-    fields = tail.split(maxsplit=22)
-    if len(fields) < 22:
-        raise ValueError("not a line of /proc/PID/stat")
-    pid, _, comm = head.partition(" (")
-    return Figures(
-        pid=int(pid),
-        comm=comm,
-        ppid=int(fields[1]),
-        nice=int(fields[16]),
-        cpu_time=(int(fields[11]) + int(fields[12])) / TICKS,
-        start=int(fields[19]) / TICKS,
-        virtual=int(fields[20]),
-        resident=int(fields[21]) * PAGE,
-    )
 
 
 def parse_memory(text: str) -> int:
@@ -90,13 +78,6 @@ def parse_memory(text: str) -> int:
         if name == "MemTotal":
             return int(rest.split()[0]) * 1024
     raise ValueError("no MemTotal in /proc/meminfo")
-
-
-def parse_ppid(text: str) -> int:
-    """The parent alone, of a line of /proc/PID/stat. Raises ValueError when it is none."""
-    _, _, tail = text.rpartition(")")
-    _, ppid, _ = tail.split(maxsplit=2)
-    return int(ppid)
 
 
 def human_bytes(number: int) -> str:
@@ -134,54 +115,51 @@ def read(path: str) -> str:
         os.close(fd)
 
 
-def since_boot() -> float:
-    """Seconds since the machine was started, asleep or not: the clock of `Figures.start`."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
 class Stats:
     """Answers questions, and remembers CPU times from one to the next.
 
     Args:
-        clock: seconds since boot.
+        look: reads what the kernel tells.
     """
 
-    def __init__(self, clock: Callable[[], float] = since_boot) -> None:
-        self._clock = clock
+    def __init__(self, look: Look) -> None:
+        self._look_at = look
         self._memory = parse_memory(read("/proc/meminfo"))
-        self._seen: dict[tuple[int, float], Seen] = {}
+        self._seen: dict[tuple[int, int], Seen] = {}
 
     def info(self, pid: int, wall: float) -> dict[str, Any] | str:
         """Figures of one process, its children left out; GONE when there is none.
 
         `wall` is the present time, in seconds since the epoch.
         """
-        figures = figures_of(pid)
-        return GONE if figures is None else self._describe(figures, self._clock(), wall)
+        found = self._look_at([pid])
+        return self._describe(Figures(*found[0]), wall) if found else GONE
 
     def infos(self, pids: Collection[int], wall: float) -> Steps[Infos]:
         """Figures of several processes and their children; GONE for those that are."""
-        found, below = yield from read_all(frozenset(pids), self._clock)
+        found, below = yield from read_all(frozenset(pids), self._look_at)
         answer: Infos = {}
         for pid in pids:
             if pid not in found:
                 answer[pid] = GONE
                 continue
-            info = self._describe(*found[pid], wall)
-            info["children"] = [self._describe(*child, wall) for child in below.get(pid, ())]
+            info = self._describe(found[pid], wall)
+            info["children"] = [self._describe(child, wall) for child in below.get(pid, ())]
             answer[pid] = info
             yield
         return answer
 
-    def _describe(self, figures: Figures, now: float, wall: float) -> dict[str, Any]:
-        age = max(0.0, now - figures.start)
-        seen, rate = self._look(figures, now)
+    def _describe(self, figures: Figures, wall: float) -> dict[str, Any]:
+        now = figures.read_at / NS
+        age = max(0.0, now - figures.start / TICKS)
+        cpu_time, resident = figures.cpu / TICKS, figures.resident * PAGE
+        seen, rate = self._look(figures, cpu_time, now)
         return {
-            "mem_info1": human_bytes(figures.resident),
+            "mem_info1": human_bytes(resident),
             "mem_info2": human_bytes(figures.virtual),
             "cpu": rate,
-            "mem": round(100 * figures.resident / self._memory, 3),
-            "ctime": clock_time(figures.cpu_time),
+            "mem": round(100 * resident / self._memory, 3),
+            "ctime": clock_time(cpu_time),
             "pid": figures.pid,
             "username": seen.owner,
             "nice": figures.nice,
@@ -191,9 +169,9 @@ class Stats:
             "children": [],
         }
 
-    def _look(self, figures: Figures, now: float) -> tuple[Seen, float]:
+    def _look(self, figures: Figures, cpu_time: float, now: float) -> tuple[Seen, float]:
         """A process as it is, and its per cent of one CPU since the last look; 0 at the first."""
-        pid, comm, cpu_time = figures.pid, figures.comm, figures.cpu_time
+        pid, comm = figures.pid, figures.comm
         key = (pid, figures.start)
         before = self._seen.pop(key, None)
         if before is None or before.comm != comm or now - before.read_at >= NAMED_FOR:
@@ -218,34 +196,20 @@ def whole(work: Steps[T]) -> T:
             return result
 
 
-def figures_of(pid: int) -> Figures | None:
-    """Figures of one process; None when it has gone."""
-    text = stat_line(pid)
-    return parse_stat(text) if text else None
-
-
-def stat_line(pid: int) -> str:
-    """Of /proc/PID/stat; empty when the process has gone."""
-    try:
-        return read(f"/proc/{pid}/stat")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 def read_all(
-    pids: Collection[int], clock: Callable[[], float]
-) -> Steps[tuple[dict[int, Read], dict[int, list[Read]]]]:
+    pids: Collection[int], look: Look
+) -> Steps[tuple[dict[int, Figures], dict[int, list[Figures]]]]:
     """Look at every process: figures of these by pid, and of their children by parent."""
-    found: dict[int, Read] = {}
-    below: dict[int, list[Read]] = defaultdict(list)
-    for name in os.listdir("/proc"):
-        if not name.isdecimal():
-            continue
-        text = stat_line(pid := int(name))
-        if text and pid in pids:
-            found[pid] = parse_stat(text), clock()
-        if text and (ppid := parse_ppid(text)) in pids:
-            below[ppid].append(found.get(pid) or (parse_stat(text), clock()))
+    found: dict[int, Figures] = {}
+    below: dict[int, list[Figures]] = defaultdict(list)
+    everybody = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    for at in range(0, len(everybody), BATCH):
+        for row in look(everybody[at : at + BATCH]):
+            pid, ppid = row[:2]
+            if pid in pids:
+                found[pid] = Figures(*row)
+            if ppid in pids:
+                below[ppid].append(Figures(*row))
         yield
     return found, below
 

@@ -10,6 +10,7 @@ the loop's next turn.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 import signal
@@ -27,6 +28,7 @@ from sysup.machine import (
     State,
     Want,
 )
+from sysup.place import Tally
 from sysup.plan import (
     LOOPING,
     Forget,
@@ -413,27 +415,28 @@ class Watcher:
     def describe(self) -> dict[str, Any]:
         """All that `status` tells about the watcher."""
         now = self.board.loop.time()
-        processes = [place.describe(now) for _, place in sorted(self.slots.places.items())]
-        retries = [p["retry_in"] for p in processes if p["retry_in"] is not None]
-        uptimes = [p["uptime"] for p in processes if p["uptime"] is not None]
-        reasons = [p["reason"] for p in processes if p["reason"]]
+        tally = Tally.of(self.slots.places.values())
+        processes = [place.describe(now) for place in tally.places]
+        return {**self._together(tally, now), "processes": processes}
+
+    def written(self, hidden: str | None = None) -> str:
+        """The same as JSON; `hidden` stands for what processes wrote, if that is not to be seen."""
+        now, tally = self.board.loop.time(), self.slots.tally
+        together = json.dumps(self._together(tally, now))
+        return f'{together[:-1]}, "processes": {tally.written(now, hidden)}}}'
+
+    def _together(self, tally: Tally, now: float) -> dict[str, Any]:
         problems = [mould.problem for mould in self.slots.generations.moulds if mould.problem]
         return {
-            "state": self._worst_state(),
+            "state": self._worst_state(tally.states),
             "want": str(self.want),
             "numprocesses": self.spec.numprocesses,
-            "ready": sum(p["state"] == State.RUNNING for p in processes),
-            "restarts": sum(p["restarts"] for p in processes),
-            "uptime": min(uptimes, default=None),
-            "retry_in": min(retries, default=None),
-            "reason": reasons[0] if reasons else None,
+            **tally.describe(now),
             "problem": "; ".join(problems) or None,
-            "processes": processes,
         }
 
-    def _worst_state(self) -> str:
+    def _worst_state(self, states: Collection[State]) -> str:
         """The state an operator should know: the worst of the slots, else Circus's word."""
-        states = {place.life.state for place in self.slots.places.values()}
         for state in (State.FAILED, State.FLAPPING, State.BACKOFF):
             if state in states:
                 return str(state)

@@ -20,7 +20,14 @@ from sysup.commands import COMMANDS, OPERABLE, RANK, Later, run
 from sysup.config import Role
 from sysup.machine import Want
 from sysup.properties import Properties
-from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
+from sysup.protocol import (
+    AccessDenied,
+    MessageError,
+    Request,
+    SysupError,
+    UnknownCommand,
+    Written,
+)
 from sysup.stdin import LIMIT
 from sysup.watcher import Watcher
 from tests.world import World
@@ -118,7 +125,8 @@ class FakeApp:
     def ask(self, command: str, role: Role = ADMIN, **properties: Any) -> Mapping[str, Any]:
         """The reply to a client that waits."""
         result = run(self, Request(command, properties), role)
-        return self.world.run(result.work) if isinstance(result, Later) else result
+        reply = self.world.run(result.work) if isinstance(result, Later) else result
+        return {k: json.loads(v) if isinstance(v, Written) else v for k, v in reply.items()}
 
 
 @pytest.fixture

@@ -147,6 +147,8 @@ def test_set(key: str, value: object, field: str, wanted: object) -> None:
         ("cmd", "a\0b", "cmd: a NUL byte is not allowed"),
         ("cmd", "\ud800", "cmd: not valid Unicode"),
         ("cmd", "'", "cmd: cannot split it: no closing quotation"),
+        ("cmd", "a" * (1 << 17), "cmd: longer than 131071 characters: the kernel takes none"),
+        ("args", "a " * (1 << 16), "args: longer than 131071 characters"),
         ("env", ["A=1"], "env: ['A=1'] is not an object"),
         ("env", {"A": 1}, "env: 1 is not a string"),
         ("env", {"A=B": "1"}, "env: 'A=B' cannot be the name of a variable"),

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from sysup import meter as module
-from sysup.meter import INTERVAL, Meter, in_turns, is_wanted, together
+from sysup.meter import INTERVAL, Meter, is_wanted, together
+from sysup.process import OS
 from sysup.stats import GONE, Infos, Steps
 from sysup.watcher import Watcher
 from tests.world import World
@@ -25,7 +25,8 @@ class Stage:
         self.world = world
         self.watchers: dict[str, Watcher] = {}
         self.rows: list[Mapping[str, Any]] = []
-        self.meter = Meter(world.loop, self.watchers, lambda: self.rows, lambda: 5000.0)
+        look = OS().figures
+        self.meter = Meter(world.loop, self.watchers, lambda: self.rows, lambda: 5000.0, look)
         self.told: list[tuple[str, Mapping[str, Any]]] = []
         self.meter.publish = lambda topic, told: self.told.append((topic.decode(), told))
         self.gone: set[int] = set()
@@ -236,33 +237,3 @@ def test_who_is_impatient_does_not_spoil_it_for_others(stage: Stage) -> None:
         return await two
 
     assert len(stage.world.run(ask())) == 2
-
-
-def test_long_work_lets_others_have_their_turns(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = 0.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
-    turns = 0
-
-    def work() -> Steps[str]:
-        nonlocal now
-        for _ in range(100):
-            now += module.TURN / 10
-            yield
-        return "done"
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async def both() -> str:
-        other = asyncio.ensure_future(count())
-        done = await in_turns(work())
-        other.cancel()
-        return done
-
-    assert world.run(both()) == "done"
-    assert 9 <= turns <= 12

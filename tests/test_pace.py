@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from sysup import pace
-from sysup.pace import LATELY, Loop, Pace
+from sysup.pace import LATELY, TURN, Loop, Pace, in_turns
 
 
 class Clock:
@@ -89,3 +89,31 @@ def test_another_loop_does_not() -> None:
     loop = asyncio.new_event_loop()
     assert pace.figures(loop) == {}
     loop.close()
+
+
+def test_long_work_lets_others_have_their_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    turns = 0
+
+    def work() -> Generator[None, None, str]:
+        nonlocal now
+        for _ in range(100):
+            now += TURN / 10
+            yield
+        return "done"
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def both() -> str:
+        other = asyncio.ensure_future(count())
+        done = await in_turns(work())
+        other.cancel()
+        return done
+
+    assert asyncio.run(both()) == "done"
+    assert 9 <= turns <= 12

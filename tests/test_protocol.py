@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Generator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sysup import protocol
-from sysup.protocol import Errno, InvalidJson, MessageError, Request
+from sysup.protocol import Errno, InvalidJson, MessageError, Request, Written, ok, ok_in_steps
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -134,3 +136,38 @@ def test_an_id_can_be_sent_back_or_it_is_refused() -> None:
         with pytest.raises(protocol.MessageError, match="too long"):
             protocol.decode_request(data)
         assert protocol.request_id(data) is None
+
+
+@given(st.dictionaries(st.text(), JSON), JSON)
+def test_in_steps_a_reply_is_the_same(fields: dict[str, Any], number: Any) -> None:
+    assert finished(ok_in_steps(fields, number, 5.0)) == ok(fields, number, 5.0)
+
+
+def test_in_steps_keys_become_text_as_they_do_at_once() -> None:
+    fields = {"a": {1: {"x": {2: {}}}, "b": {None: {}, True: {1.5: 2}}}}
+    assert finished(ok_in_steps(fields, 1, 5.0)) == ok(fields, 1, 5.0)
+
+
+def test_a_table_of_tables_is_written_row_by_row() -> None:
+    rows = {str(pid): {"pid": pid, "children": []} for pid in range(100)}
+    steps = ok_in_steps({"infos": {"web": rows, "db": {}}}, 1, 5.0)
+    assert sum(1 for _ in steps) >= 100
+
+
+def finished(steps: Generator[None, None, bytes]) -> bytes:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: bytes = end.value
+            return result
+
+
+@given(st.dictionaries(st.text(), JSON), JSON)
+def test_what_is_written_already_stands_in_a_reply_as_it_is(
+    fields: dict[str, Any], more: Any
+) -> None:
+    written = Written(json.dumps(more, allow_nan=False))
+    frame = ok({**fields, "watchers": written, "id": 5}, 7, 5.0)
+    wanted = {"status": "ok", "time": 5.0, **fields, "watchers": more, "id": 7}
+    assert json.loads(frame) == json.loads(json.dumps(wanted))

@@ -7,30 +7,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sysup import stats
-from sysup.stats import (
-    Stats,
-    clock_time,
-    human_bytes,
-    parse_memory,
-    parse_ppid,
-    parse_stat,
-    whole,
-)
+from sysup.process import OS
+from sysup.stats import Figures, Stats, clock_time, human_bytes, parse_memory, whole
 
-LINE = (
-    "22307 ({name}) S 22296 22307 22307 0 -1 4194560 214 0 0 0 {user} {system} 0 0 20 -5 1 0 "
-    "{start} 2560000 375 18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 0 0\n"
-)
+LOOK = OS().figures
 
 
-def line(name: str = "sleep", user: int = 0, system: int = 0, start: int = 1000) -> str:
-    return LINE.format(name=name, user=user, system=system, start=start)
+def figures(comm: bytes = b"sleep", cpu: int = 0, start: int = 1000, at: float = 100.0) -> Figures:
+    """Of a process that is made up; `at` seconds from boot."""
+    return Figures(22307, 22296, -5, comm, start, cpu, 2560000, 375, round(at * stats.NS))
 
 
 @contextmanager
@@ -45,25 +35,13 @@ def child(script: str) -> Iterator[int]:
         process.stdin.close()
 
 
-def test_stat_is_read() -> None:
-    figures = parse_stat(line(user=3 * stats.TICKS, system=stats.TICKS // 2))
-    assert (figures.pid, figures.ppid, figures.nice) == (22307, 22296, -5)
-    assert figures.cpu_time == pytest.approx(3.5)
-    assert figures.start == pytest.approx(1000 / stats.TICKS)
-    assert (figures.virtual, figures.resident) == (2560000, 375 * stats.PAGE)
-
-
-@given(st.text(st.characters(exclude_characters="\0"), max_size=15))
-def test_a_name_may_hold_anything(name: str) -> None:
-    figures = parse_stat(line(name))
-    assert figures == parse_stat(line())._replace(comm=name)
-    assert parse_ppid(line(name)) == 22296
-
-
-@pytest.mark.parametrize("text", ["", "12", "12 (sh) S 1 2", "no line at all"])
-def test_what_is_no_line_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="not a line"):
-        parse_stat(text)
+def test_what_the_kernel_counts_is_told_in_seconds_and_bytes() -> None:
+    told = figures(cpu=3 * stats.TICKS + stats.TICKS // 2, start=90 * stats.TICKS, at=100.0)
+    info = Stats(lambda pids: [told]).info(22307, wall=1000.0)
+    assert isinstance(info, dict)
+    assert (info["pid"], info["nice"], info["ctime"]) == (22307, -5, "0:03.50")
+    assert (info["mem_info1"], info["mem_info2"]) == (human_bytes(375 * stats.PAGE), "2.44M")
+    assert (info["age"], info["create_time"]) == (10.0, 990.0)
 
 
 def test_memory_is_found_by_its_whole_name() -> None:
@@ -95,66 +73,58 @@ def test_cpu_time_reads_as_circus_writes_it(seconds: float, text: str) -> None:
     assert clock_time(seconds) == text
 
 
-def test_the_rate_is_since_the_last_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    answers = Stats(clock=lambda: now)
-    used = 0
-    start = 1000
+def test_the_rate_is_since_the_last_question() -> None:
+    told = figures()
+    answers = Stats(lambda pids: [told])
 
-    def figures_of(pid: int) -> stats.Figures:
-        return parse_stat(line(user=used, start=start))
-
-    def cpu() -> float:
+    def cpu(**facts: Any) -> float:
+        nonlocal told
+        told = figures(**facts)
         info = answers.info(22307, wall=0.0)
         assert isinstance(info, dict)
         rate: float = info["cpu"]
         return rate
 
-    monkeypatch.setattr(stats, "figures_of", figures_of)
-    assert cpu() == 0.0
-    now, used = 102.0, stats.TICKS
-    assert cpu() == 50.0
-    assert cpu() == 0.0, "no time has gone by"
-    now, used = 103.0, 3 * stats.TICKS
-    assert cpu() == 200.0
-    now, used, start = 104.0, 0, 2000
-    assert cpu() == 0.0, "another process has the pid"
+    ticks = stats.TICKS
+    assert cpu(at=100.0) == 0.0
+    assert cpu(at=102.0, cpu=ticks) == 50.0
+    assert cpu(at=102.0, cpu=ticks) == 0.0, "no time has gone by"
+    assert cpu(at=103.0, cpu=3 * ticks) == 200.0
+    assert cpu(at=104.0, cpu=0, start=2000) == 0.0, "another process has the pid"
 
 
 def test_in_a_long_pass_the_rate_is_of_when_each_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = used = 0.0
-    answers = Stats(clock=lambda: now)
-    monkeypatch.setattr(stats, "stat_line", lambda pid: line(user=int(used * stats.TICKS)))
-    monkeypatch.setattr(os, "listdir", lambda path: ["22307", "irq", "22307"])
+    monkeypatch.setattr(os, "listdir", lambda path: ["22307", "irq"])
+    at, used = 0.0, 0.0
+    answers = Stats(lambda pids: [figures(cpu=int(used * stats.TICKS), at=at)])
 
     def cpu(pause: float) -> float:
-        """In which a pass is held up for so long."""
-        nonlocal now
+        """In which a pass is held up for so long after the process was looked at."""
+        nonlocal at
         steps = answers.infos([22307], wall=0.0)
         next(steps)
-        next(steps)
-        now += pause
+        at += pause
         info = whole(steps)[22307]
         assert isinstance(info, dict)
         return float(info["cpu"])
 
-    cpu(0.0)
-    now, used = 10.0, 5.0
-    assert cpu(5.0) == 50.0
+    cpu(5.0)
+    at, used = 10.0, 5.0
+    assert cpu(0.0) == 50.0
 
 
 def test_remembers_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "REMEMBERED", 3)
-    answers = Stats()
-    figures = [parse_stat(line(start=start)) for start in range(10)]
-    for each in figures:
-        answers._look(each, now=1.0)
+    starts = iter(range(10))
+    answers = Stats(lambda pids: [figures(start=next(starts))])
+    for _ in range(10):
+        answers.info(22307, wall=0.0)
     assert len(answers._seen) == 3
 
 
 def test_a_name_is_read_again_when_it_may_be_another(monkeypatch: pytest.MonkeyPatch) -> None:
     now, comm, reads = 100.0, "sh", 0
-    answers = Stats(clock=lambda: now)
+    answers = Stats(lambda pids: [figures(comm.encode(), at=now)])
 
     def program(pid: int) -> str:
         nonlocal reads
@@ -166,7 +136,6 @@ def test_a_name_is_read_again_when_it_may_be_another(monkeypatch: pytest.MonkeyP
         assert isinstance(info, dict)
         return str(info["cmdline"])
 
-    monkeypatch.setattr(stats, "figures_of", lambda pid: parse_stat(line(comm)))
     monkeypatch.setattr(stats, "program", program)
     assert [cmdline(), cmdline()] == ["sh1", "sh1"]
     comm = "web"
@@ -177,7 +146,7 @@ def test_a_name_is_read_again_when_it_may_be_another(monkeypatch: pytest.MonkeyP
 
 def test_a_process_and_its_child_in_circus_shape() -> None:
     with child("nice -n 5 sh -c 'echo ready; read x'; exit 0") as pid:
-        info = whole(Stats().infos([pid], wall=1_000_000.0))[pid]
+        info = whole(Stats(LOOK).infos([pid], wall=1_000_000.0))[pid]
     assert isinstance(info, dict)
     shape = {
         *("mem_info1", "mem_info2", "cpu", "mem", "ctime", "pid", "username", "nice"),
@@ -197,16 +166,16 @@ def test_a_process_and_its_child_in_circus_shape() -> None:
 def test_a_process_that_has_gone_is_told_in_words() -> None:
     with subprocess.Popen(["/bin/true"]) as gone:
         gone.wait()
-    infos = whole(Stats().infos([gone.pid, os.getpid()], 0.0))
+    infos = whole(Stats(LOOK).infos([gone.pid, os.getpid()], 0.0))
     assert infos[gone.pid] == "No such process (stopped?)"
-    assert Stats().info(gone.pid, 0.0) == "No such process (stopped?)"
+    assert Stats(LOOK).info(gone.pid, 0.0) == "No such process (stopped?)"
 
 
 def test_a_zombie_is_described() -> None:
     with child("echo ready; read x") as pid:
         os.kill(pid, 9)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        info = Stats().info(pid, wall=0.0)
+        info = Stats(LOOK).info(pid, wall=0.0)
     assert isinstance(info, dict)
     assert (info["cmdline"], info["mem_info1"]) == ("N/A", "0B")
 
@@ -216,7 +185,7 @@ def test_the_user_of_a_process_that_changed_it() -> None:
     """Though the kernel gives the files in its /proc/PID to root."""
     script = "import os, sys; os.setuid(65534); print('ready', flush=True); sys.stdin.read()"
     with child(f'exec {sys.executable} -Sc "{script}"') as pid:
-        info = Stats().info(pid, wall=0.0)
+        info = Stats(LOOK).info(pid, wall=0.0)
         assert os.stat(f"/proc/{pid}/stat").st_uid == 0
     assert isinstance(info, dict)
     assert info["username"] == stats.user_name(65534)
@@ -234,5 +203,5 @@ def test_only_what_is_asked_for_is_described(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(os, "listdir", listdir)
     pids = {os.getpid(), os.getppid()}
-    assert set(whole(Stats().infos(pids, 0.0))) == pids
+    assert set(whole(Stats(LOOK).infos(pids, 0.0))) == pids
     assert lists == 1

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sysup.config.ini import Variables
 from sysup.config.specs import WATCHER_OPTIONS, WatcherSpec
+from sysup.config.words import split
 from sysup.protocol import SysupError
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -55,7 +56,7 @@ def command(spec: WatcherSpec, wid: int, sockets: Mapping[str, int]) -> list[str
 
 def _split(option: str, text: str) -> list[str]:
     try:
-        return shlex.split(text)
+        return split(text)
     except ValueError as error:
         raise SysupError(f"cannot split {option}: {str(error).lower()}") from None
 

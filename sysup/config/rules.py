@@ -7,7 +7,6 @@ it into its own kind of complaint.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +24,7 @@ from sysup.config.specs import (
     WatcherSpec,
 )
 from sysup.config.streams import STREAMS
+from sysup.config.words import split
 
 V = TypeVar("V")
 
@@ -33,6 +33,9 @@ _STREAM_OPTIONS = tuple(dict.fromkeys(name for options in STREAMS.values() for n
 _SOCKET = re.compile(r"\$\((?:circus|sysup)\.sockets\.([\w.-]+)\)", re.IGNORECASE)
 _NOT_FREE = frozenset(("flapping", "backoff", *STREAM_FIELDS, "hooks", "check"))
 """Beginnings of dotted names that are all declared here; others are anybody's."""
+
+LONGEST = (1 << 17) - 1
+"""Characters of a command line: Linux takes an argument of no more bytes (MAX_ARG_STRLEN)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +167,15 @@ def _input_faults(spec: WatcherSpec) -> Iterator[Fault]:
 
 
 def _quoting_faults(spec: WatcherSpec) -> Iterator[Fault]:
-    split = {"args": spec.args, "shell_args": spec.shell_args}
-    for name, text in {"cmd": spec.cmd, **split}.items():
+    texts = {"cmd": spec.cmd, "args": spec.args, "shell_args": spec.shell_args}
+    for name, text in texts.items():
+        if isinstance(text, str) and len(text) > LONGEST:
+            yield Fault(name, f"longer than {LONGEST} characters: the kernel takes none so long")
+            continue
         if not isinstance(text, str) or (spec.shell and name != "shell_args"):
             continue
         try:
-            words = shlex.split(text)
+            words = split(text)
         except ValueError as error:
             yield Fault(name, f"cannot split it: {str(error).lower()}")
         else:

@@ -6,7 +6,6 @@ As in specs.py an option is declared once, in the table of the classes that have
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ from sysup.config.kinds import (
     string,
 )
 from sysup.config.values import Account
+from sysup.config.words import split
 
 PRIORITIES = ("emerg", "alert", "crit", "err", "warning", "notice", "info", "debug")
 """Of syslog(3), by their numbers."""
@@ -72,7 +72,7 @@ class Patterns(Kind[tuple[str, ...]]):
 
     def text(self, text: str) -> tuple[str, ...]:
         try:
-            return self._checked(shlex.split(text))
+            return self._checked(split(text))
         except ValueError as error:
             raise ValueError(f"cannot split it: {str(error).lower()}") from None
 

@@ -10,8 +10,9 @@ import signal
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from sysup._native import ffi, lib
 from sysup.process.launch import RLIMITS, Launch, Launcher, Limits, Process, shown
@@ -319,6 +320,17 @@ class OS:
             level = [pid for pid, _ in below] if recursive else []
         return found
 
+    def figures(self, pids: Sequence[int]) -> list[tuple[Any, ...]]:
+        """What processes have used and hold, as struct proc_figures has it, of those there are.
+
+        Raises OSError.
+        """
+        found = ffi.new("struct proc_figures[]", len(pids))
+        rc = lib.proc_read(pids, len(pids), found)
+        if rc < 0:
+            raise OSError(-rc, os.strerror(-rc))
+        return [row for row in FIGURES.iter_unpack(ffi.buffer(found)) if row[0]]
+
     def _scan(self) -> Iterator[tuple[int, int, int, bool]]:
         """(pid, parent, session, whether it has ended) of every process."""
         while True:
@@ -336,6 +348,8 @@ class OS:
 
 ENTRY = struct.Struct("@iiiiQc0Q")
 """struct proc_entry: unpacking all at once is ten times faster than cffi's attributes."""
+FIGURES = struct.Struct("@iii16sQQQQQ0Q")
+"""struct proc_figures"""
 
 
 def stat_fields(pid: int) -> list[bytes]:

@@ -347,6 +347,25 @@ static void test_scan(void)
             CHECK(entries[i].session == getsid(0) && entries[i].state == 'R' && entries[i].start > 0);
         }
     CHECK(found);
+    const int32_t pids[] = {getpid(), INT32_MAX, -1, 0};
+    struct proc_figures figures[4];
+    CHECK(proc_read(pids, 4, figures) == 0);
+    CHECK(figures[0].pid == getpid() && figures[0].ppid == getppid() && figures[0].start > 0);
+    CHECK(figures[0].resident > 0 && figures[0].virtual_size > figures[0].resident);
+    CHECK(figures[0].nice == getpriority(PRIO_PROCESS, 0) && figures[0].read_at > 0);
+    CHECK(figures[1].pid == 0 && figures[2].pid == 0 && figures[3].pid == 0);
+    CHECK(prctl(PR_SET_NAME, ") Z 1 (2) 3 4 5") == 0);
+    struct proc_figures renamed;
+    CHECK(proc_read(pids, 1, &renamed) == 0);
+    CHECK(memcmp(renamed.name, ") Z 1 (2) 3 4 5", 16) == 0);
+    CHECK(renamed.ppid == getppid() && renamed.start == figures[0].start);
+    CHECK(renamed.cpu >= figures[0].cpu && renamed.read_at >= figures[0].read_at);
+    struct rlimit limit, none = {0, 0};
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    none.rlim_max = limit.rlim_max;
+    CHECK(setrlimit(RLIMIT_NOFILE, &none) == 0);
+    CHECK(proc_read(pids, 1, &renamed) == -EMFILE);
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
     CHECK(proc_scan(entries, 1) > 1);
     /* A name that would mislead: what follows its last ')' counts. */
     char *argv[] = {"./a) Z 1 1 1 (", NULL};
