@@ -139,15 +139,21 @@ static int close_the_rest(void)
     return errno == ENOSYS || errno == EINVAL || errno == EPERM ? mark_listed() : -errno;
 }
 
+int32_t above_all(const struct spawn_spec *spec)
+{
+    int32_t above = 0;
+    for (size_t i = 0; i < spec->n_fds; i++)
+        if (spec->fds[i].to >= above)
+            above = spec->fds[i].to + 1;
+    return above;
+}
+
 /* All at once: a descriptor may be the target of one entry and the source of another. So
  * every source that is in the way of a target is first moved above all of them. */
 static int arrange_fds(struct child *child)
 {
     const struct spawn_spec *spec = child->spec;
-    int32_t above = 0;
-    for (size_t i = 0; i < spec->n_fds; i++)
-        if (spec->fds[i].to >= above)
-            above = spec->fds[i].to + 1;
+    const int32_t above = above_all(spec);
     int rc = close_the_rest();
     if (rc < 0)
         return rc;
@@ -358,9 +364,9 @@ int child_main(void *argument)
 {
     struct child *child = argument;
     for (size_t i = 0; i < sizeof STEPS / sizeof *STEPS; i++) {
+        child->step = STEPS[i].step;
         int rc = STEPS[i].take(child);
         if (rc < 0) {
-            child->step = STEPS[i].step;
             child->error = -rc;
             break;
         }

@@ -12,12 +12,15 @@
 /* Lives in the parent; the child reads the first half and writes the second. */
 struct child {
     const struct spawn_spec *spec;
-    int32_t *sources;  /* room for one descriptor per entry of spec->fds */
     bool in_cgroup;    /* born into it; else it must join */
-    int32_t step;
+    int32_t step;      /* the one it is at */
     int32_t index;
     int error;         /* errno; 0: nothing failed */
+    int32_t sources[]; /* room for one descriptor per entry of spec->fds */
 };
+
+/* The first descriptor above all that the child is to have. */
+int32_t above_all(const struct spawn_spec *spec);
 
 /* What the child does, with a `struct child`: it executes its program, or fails and exits. */
 int child_main(void *argument);

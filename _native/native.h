@@ -80,6 +80,7 @@ struct spawn_spec {
     uint64_t capabilities;  /* a bit for each CAP_*, see SPAWN_CAPABILITIES */
     uint32_t flags;         /* enum spawn_flags */
     int32_t cgroup_fd;      /* directory of the cgroup to be born into; -1: the daemon's */
+    int32_t patience_ms;    /* how long it may take until it has executed; 0: however long */
 };
 
 struct spawn_result {
@@ -91,7 +92,8 @@ struct spawn_result {
 
 /* Start a process; returns when it has executed its program or has failed to.
  * 0: ret_ holds pid and pidfd (owned by the caller). -errno: ret_->step says where,
- * and no process and no descriptor is left behind. Call it in one thread at a time. */
+ * and no process and no descriptor is left behind. -ETIME: it took too long at that step and
+ * was killed; it may be left until the kernel can end it. Call it in one thread at a time. */
 int spawn(const struct spawn_spec *spec, struct spawn_result *ret_);
 const char *spawn_step_name(int32_t step);
 

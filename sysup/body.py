@@ -14,6 +14,7 @@ import secrets
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -318,11 +319,19 @@ class Mould:
             if isinstance(sink, Direct):
                 theirs[FD[name]] = sink.connect()
             elif name not in ours:
-                ours[name], theirs[FD[name]] = os.pipe2(os.O_CLOEXEC)
+                ours[name], theirs[FD[name]] = self._pipe()
         if spec.stdin == "pipe" and spec.pty:
             ours["stdin"], theirs[0] = os.dup(ours["stdout"]), theirs[1]
         elif spec.stdin == "pipe":
-            theirs[0], ours["stdin"] = os.pipe2(os.O_CLOEXEC)
+            theirs[0], ours["stdin"] = self._pipe()
+
+    def _pipe(self) -> tuple[int, int]:
+        """Its two ends; of the process's user, so that it can open /dev/stdout again."""
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        if self._who.uid is not None:
+            with suppress(OSError):  # it need not be allowed, and writes all the same
+                os.fchown(reading, self._who.uid, -1)
+        return reading, writing
 
     def _attach(
         self, body: Body, ours: dict[str, int], ids: Mapping[str, int] | None = None

@@ -38,6 +38,10 @@ MAX_CPUS = 8192
 LISTEN_PID = b"LISTEN_PID="
 PID_ROOM = 11
 """Bytes of a pid in decimal with its NUL."""
+PATIENCE = 4.0
+LEAST_PATIENCE = 0.5
+"""Seconds that a process may take to execute its program, which all else waits for: half as long
+each time that it took longer, down to the least."""
 
 
 class SpawnError(SysupError):
@@ -124,6 +128,7 @@ class Launcher:
         self._result = ffi.new("struct spawn_result *")
         self._spec = ffi.new("struct spawn_spec *")
         self._kept: list[CData] = []
+        self._patience = PATIENCE
         try:
             self._fill()
         except OverflowError as error:
@@ -145,7 +150,8 @@ class Launcher:
             fds: descriptors beside the launch's, or instead of some.
             cgroup_fd: directory of the cgroup to be born into; -1: the daemon's.
 
-        Raises SpawnError, and then nothing is left behind.
+        Raises SpawnError, and then nothing is left behind. Where a file or directory does not
+        answer, that is after PATIENCE.
         """
         spec = self._spec
         arguments = self._argv
@@ -168,9 +174,11 @@ class Launcher:
         c_fds = ffi.new("struct spawn_fd[]", [(ours, theirs) for theirs, ours in pairs.items()])
         spec.argv, spec.envp, spec.fds, spec.n_fds = c_argv, c_envp, c_fds, len(pairs)
         spec.cgroup_fd = cgroup_fd
+        spec.patience_ms = round(self._patience * 1000)
         rc = lib.spawn(spec, self._result)
         if rc < 0:
             raise self._explain(-rc, list(pairs.items()))
+        self._patience = PATIENCE
         return Process(self._result.pid, self._result.pidfd)
 
     def _keep(self, cdata: CData) -> CData:
@@ -243,6 +251,9 @@ class Launcher:
             what = f"make descriptor {ours} its descriptor {theirs}"
         elif step == "exec":
             reason += self._hint(code)
+        if code == errno.ETIME:
+            reason = f"no answer within {self._patience:g} s"
+            self._patience = max(LEAST_PATIENCE, self._patience / 2)
         return SpawnError(f"cannot {what}: {reason}", step, code)
 
     def _hint(self, code: int) -> str:

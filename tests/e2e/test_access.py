@@ -204,3 +204,15 @@ def test_a_hostile_child_is_no_peer_of_ours(sysupd: Start, common: Path) -> None
     )
     assert until(said.read_text, "it has tried") == "Permission denied"
     assert daemon.status("child") == "active"
+
+
+def test_a_child_of_another_user_opens_its_own_streams_again(sysupd: Start) -> None:
+    """As programs do that are told to log to /dev/stdout."""
+    daemon = sysupd(
+        "[watcher:child]\nstdin = pipe\n"
+        "cmd = sh -c 'read line </dev/stdin; echo $line >/dev/stdout; echo also >/dev/stderr; "
+        f"exec sleep 1000'\nuid = {NOBODY}\ngid = {NOBODY}\n"
+    )
+    assert daemon.call("send", name="child", text="heard", waiting=True)["status"] == "ok"
+    daemon.says("heard\n")
+    daemon.says("also\n")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import pytest
 
 from sysup.process import OS, Launch, SpawnError
+from sysup.process import launch as module
 from sysup.protocol import Errno, SysupError
 from tests.process.real import (
     PATH,
@@ -69,6 +73,7 @@ def test_a_user_may_not_become_another(system: OS) -> None:
     code = f"""
 import sys
 from sysup.process import OS, Launch, SpawnError
+from sysup.process import launch as module
 try:
     OS().launcher(Launch(argv=["/bin/true"], uid={os.getuid() + 1})).spawn()
 except SpawnError as error:
@@ -158,3 +163,35 @@ def test_out_of_descriptors(system: OS) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert children() <= ours
+
+
+@pytest.fixture
+def leased(tmp_path: Path) -> Iterator[str]:
+    """A program whose owner lets nobody open it: who tries waits for /proc/sys/fs/lease-break-time
+    (fcntl(2), F_SETLEASE)."""
+    path = script(tmp_path, "#!/bin/true\n")
+    fd = os.open(path, os.O_RDWR)
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # that somebody tries
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield path
+    finally:
+        os.close(fd)
+        signal.signal(signal.SIGIO, before)
+
+
+def test_a_program_that_does_not_answer_is_waited_for_ever_shorter(
+    system: OS, leased: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    monkeypatch.setattr(module, "LEAST_PATIENCE", 0.1)
+    launcher, before, ours = system.launcher(launch(leased)), descriptors(), children()
+    begun = time.monotonic()
+    for patience in ("0.2", "0.1", "0.1"):
+        with pytest.raises(SpawnError) as caught:
+            launcher.spawn()
+        assert str(caught.value) == f"cannot execute {leased}: no answer within {patience} s"
+        assert (caught.value.step, caught.value.code) == ("exec", errno.ETIME)
+    lease = int(Path("/proc/sys/fs/lease-break-time").read_text())
+    assert time.monotonic() - begun < lease
+    assert (descriptors(), children()) == (before, ours)
