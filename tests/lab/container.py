@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.lab.rootfs import CannotBuild, rootfs
+from tests.lab.rootfs import SUITE, CannotBuild, rootfs
 
 HERE = Path(__file__).parent
 PYTHON = (sys.executable, "-IS")
@@ -138,13 +138,13 @@ class Container:
         return self._keeper.stdout.readline().rstrip("\n")
 
 
-def boot(*layers: Path) -> Container:
+def boot(*layers: Path, suite: str = SUITE) -> Container:
     """Boot a container whose file system has the layers over Debian's. Raises Unavailable."""
     if os.geteuid() != 0:
         raise Unavailable("only root can boot a container")
     if shutil.which("systemd-nspawn") is None:
         raise Unavailable("there is no systemd-nspawn")
     try:
-        return Container([rootfs(), *layers])
+        return Container([rootfs(suite), *layers])
     except CannotBuild as error:
         raise Unavailable(f"cannot make a tree to boot: {error}") from None

@@ -1,11 +1,12 @@
 """The virtual machine that tests resume, made once and kept in the user's cache.
 
-It has the file system of the containers on a disk, and Debian 12's kernel. It was booted, and
+It has the file system of the containers on a disk, and that Debian's kernel. It was booted, and
 saved as soon as it was up: to boot it takes ten times as long as to go on from there.
 """
 
 from __future__ import annotations
 
+import lzma
 import os
 import platform
 import shutil
@@ -25,7 +26,7 @@ MODULES = (
     *("virtio_ring", "virtio", "virtio_pci_modern_dev", "virtio_pci_legacy_dev", "virtio_pci"),
     *("virtio_blk", "virtio_console"),
 )
-"""What the kernel needs to find its disk and our channel, in this order; ext4 is in it."""
+"""What the kernel needs to find its disk and our channel, in this order, and may have built in."""
 FETCH = """set -e
 export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
 cd "$1"
@@ -37,7 +38,7 @@ for package in *.deb; do dpkg-deb --extract "$package" .; done
 INIT = f"""#!/bin/busybox sh
 b=/bin/busybox
 $b mount -t devtmpfs dev /dev
-for module in {" ".join(MODULES)}; do $b insmod /$module.ko; done
+for module in {" ".join(MODULES)}; do [ ! -e /$module.ko ] || $b insmod /$module.ko; done
 until [ -b /dev/vda ]; do $b sleep 0.05; done
 $b mount -t ext4 /dev/vda /mnt || $b poweroff -f
 exec $b switch_root /mnt /sbin/init
@@ -72,7 +73,7 @@ def resume() -> Vm:
     Raises Unavailable.
     """
     try:
-        with rootfs.kept("vm", recipe(), _build) as image:
+        with rootfs.kept(f"vm-{rootfs.SUITE}", recipe(), _build) as image:
             machine = Vm(image, resume=True)
             try:
                 machine.run(["date", "--set", datetime.now(UTC).isoformat()])
@@ -95,7 +96,7 @@ def recipe() -> str:
             raise CannotBuild(f"there is no {program}")
     version = subprocess.run([QEMU, "--version"], capture_output=True, text=True, check=True)
     texts = [FETCH, INIT, SERVICE, *MASKED, WARM_UP, SIZE, APPEND, *OPTIONS, AGENT.read_text()]
-    return "\n".join([rootfs.RECIPE, version.stdout, *texts])
+    return "\n".join([rootfs.recipe(), version.stdout, *texts])
 
 
 def _build(image: Path) -> None:
@@ -116,14 +117,16 @@ def _build(image: Path) -> None:
 def _fetch(image: Path) -> None:
     """Put the kernel into the image, and with what it begins."""
     system = image / "system"
-    rootfs.mmdebstrap(system, "--variant=custom", f"--customize-hook={FETCH}")
+    rootfs.mmdebstrap(system, rootfs.SUITE, "--variant=custom", f"--customize-hook={FETCH}")
     fetched = system / "fetched"
     (kernel,) = fetched.glob("boot/vmlinuz-*")
+    (busybox,) = fetched.glob("**/bin/busybox")
     kernel.rename(image / KERNEL)
-    files = {"init": INIT.encode(), "bin/busybox": (fetched / "bin/busybox").read_bytes()}
+    files = {"init": INIT.encode(), "bin/busybox": busybox.read_bytes()}
     for name in MODULES:
-        (module,) = fetched.glob(f"lib/modules/*/kernel/**/{name}.ko")
-        files[f"{name}.ko"] = module.read_bytes()
+        for module in fetched.glob(f"**/lib/modules/*/kernel/**/{name}.ko*"):
+            content = module.read_bytes()
+            files[f"{name}.ko"] = lzma.decompress(content) if module.suffix == ".xz" else content
     (image / INITRD).write_bytes(b"".join(_archive(["bin", "dev", "mnt"], files)))
     shutil.rmtree(system)
 

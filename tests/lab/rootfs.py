@@ -1,4 +1,6 @@
-"""The Debian 12 that containers boot, made once and kept in the user's cache.
+"""The Debian that machines boot, made once and kept in the user's cache: 12, or another one.
+
+    SYSUP_LAB_SUITE=trixie make test TESTS=tests/system      all of them on Debian 13
 
 Packages come from where this machine's own apt gets them; on another distribution, from where
 mmdebstrap does by itself.
@@ -16,10 +18,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SUITE = "bookworm"
-SUITES = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
+PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}
+"""Of the suites that there are."""
+SUITE = os.environ.get("SYSUP_LAB_SUITE") or "bookworm"
 PACKAGES = (
-    *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "procps", "util-linux"),
+    *("systemd", "systemd-sysv", "dbus", "libpam-systemd", "procps", "util-linux", "passwd"),
     *("python3", "python3-cffi-backend", "python3-click", "python3-psutil"),
     *("python3-sdnotify", "python3-zmq"),
 )
@@ -39,7 +42,6 @@ rm -f etc/resolv.conf var/lib/dbus/machine-id
 for unit in {" ".join(MASKED)}; do ln -sf /dev/null etc/systemd/system/$unit; done
 chroot . useradd --create-home --uid 1000 --shell /bin/sh user
 """
-RECIPE = "\n".join([*SUITES, *PACKAGES, SET_UP])
 PROXIES = re.compile(r'^Acquire::(?:\w+::)?Proxy\b.* "[^"]+";$', re.IGNORECASE)
 APT_TIMES_OUT = "Acquire::http::Timeout 20;"
 APT = Path("/etc/apt")
@@ -49,13 +51,23 @@ class CannotBuild(Exception):
     """There is no such tree, and none can be made; says why."""
 
 
-def rootfs() -> Path:
+def rootfs(suite: str = SUITE) -> Path:
     """The tree, made if it is not there as it should be. Raises CannotBuild.
 
     Nobody may write to it: containers put an overlay over it.
     """
-    with kept("rootfs", RECIPE, _build) as tree:
+    with kept(f"rootfs-{suite}", recipe(suite), lambda tree: _build(tree, suite)) as tree:
         return tree
+
+
+def recipe(suite: str = SUITE) -> str:
+    """All that the tree depends on."""
+    return "\n".join([*suites(suite), *PACKAGES, SET_UP])
+
+
+def suites(suite: str) -> list[str]:
+    """It, and what mends it."""
+    return [suite, f"{suite}-updates", f"{suite}-security"]
 
 
 @contextmanager
@@ -89,22 +101,23 @@ def kept(name: str, recipe: str, build: Callable[[Path], None]) -> Iterator[Path
         yield made
 
 
-def _build(tree: Path) -> None:
+def _build(tree: Path, suite: str) -> None:
     mmdebstrap(
         tree,
+        suite,
         *("--variant=apt", "--dpkgopt=force-unsafe-io"),
         *(f"--include={','.join(PACKAGES)}", f"--customize-hook={SET_UP}"),
     )
 
 
-def mmdebstrap(tree: Path, *options: str) -> None:
-    """Make a tree of the suite's packages. Raises CannotBuild."""
+def mmdebstrap(tree: Path, suite: str, *options: str) -> None:
+    """Make a tree of a suite's packages. Raises CannotBuild."""
     if shutil.which("mmdebstrap") is None:
         raise CannotBuild("there is no mmdebstrap")
     command = [
         *("mmdebstrap", "--quiet", *options),
         *(f"--aptopt={option}" for option in [APT_TIMES_OUT, *proxies()]),
-        *(SUITE, str(tree), *sorted(sources())),
+        *(suite, str(tree), *sorted(sources(suite))),
     ]
     try:
         subprocess.run(
@@ -121,29 +134,33 @@ def proxies() -> Iterator[str]:
         yield from filter(PROXIES.match, dump.stdout.splitlines())
 
 
-def sources(directory: Path = APT) -> set[str]:
-    """Lines of sources.list(5) that this machine has for the suites; none on another one."""
+def sources(suite: str = SUITE, directory: Path = APT) -> set[str]:
+    """Lines of sources.list(5) for a suite, from where this machine has Debian; else none.
+
+    Who has one of the suites has all of them.
+    """
     found: set[str] = set()
     lists = [directory / "sources.list", *directory.glob("sources.list.d/*")]
     for path in (path for path in lists if path.is_file()):
         text = re.sub(r"(?m)^#.*\n?", "", path.read_text())
         if path.suffix == ".sources":
-            found.update(_deb822(text))
+            found.update(_deb822(text, suite))
         elif path.suffix == ".list":
-            for uri, suite in re.findall(r"(?m)^deb\s+(?:\[.*?\]\s+)?(\S+)\s+(\S+)\s", text):
-                found.update(_line(uri, suite))
+            for uri, named in re.findall(r"(?m)^deb\s+(?:\[.*?\]\s+)?(\S+)\s+(\S+)\s", text):
+                found.update(_line(uri, named, suite))
     return found
 
 
-def _deb822(text: str) -> Iterator[str]:
+def _deb822(text: str, suite: str) -> Iterator[str]:
     for stanza in re.split(r"\n\s*\n", text):
         pairs = re.findall(r"(?m)^([\w-]+):\s*((?:.*)(?:\n[ \t].*)*)", stanza)
         fields = {name.lower(): value.split() for name, value in pairs}
         for uri in fields.get("uris", []):
-            for suite in fields.get("suites", []):
-                yield from _line(uri, suite)
+            for named in fields.get("suites", []):
+                yield from _line(uri, named, suite)
 
 
-def _line(uri: str, suite: str) -> Iterator[str]:
-    if suite in SUITES:
-        yield f"deb {uri} {suite} main"
+def _line(uri: str, named: str, suite: str) -> Iterator[str]:
+    release, dash, rest = named.partition("-")
+    if release in PYTHONS and rest in ("", "updates", "security"):
+        yield f"deb {uri} {suite}{dash}{rest} main"

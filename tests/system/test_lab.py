@@ -136,15 +136,16 @@ def test_packages_come_from_where_this_machine_has_them(tmp_path: Path) -> None:
     (tmp_path / "sources.list.d").mkdir()
     (tmp_path / "sources.list.d/debian.sources").write_text(DEB822)
     (tmp_path / "sources.list.d/old.list.save").write_text(ONE_LINE.replace("one.", "old."))
-    assert rootfs.sources(tmp_path) == {
-        "deb http://one.example/debian bookworm main",
-        "deb http://two.example/debian bookworm main",
-        "deb http://two.example/debian bookworm-updates main",
-    }
+    for suite in ("bookworm", "trixie"):
+        assert rootfs.sources(suite, tmp_path) == {
+            f"deb http://one.example/debian {suite} main",
+            f"deb http://two.example/debian {suite} main",
+            f"deb http://two.example/debian {suite}-updates main",
+        }
 
 
 def test_a_machine_without_apt_has_no_say(tmp_path: Path) -> None:
-    assert rootfs.sources(tmp_path) == set()
+    assert rootfs.sources(directory=tmp_path) == set()
 
 
 # ---- what is kept ----------------------------------------------------------------------------

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.lab import Container, Vm, boot, resume
-from tests.lab.rootfs import PROVIDES
+from tests.lab.rootfs import PROVIDES, PYTHONS, SUITE
 
 ROOT = Path(__file__).parents[2]
 SET_UP = "systemd-sysusers && systemd-tmpfiles --create sysup.conf"
 
 
 def install(tree: Path) -> None:
-    """Make the tree that `make install` makes, for the Python of Debian 12."""
+    """Make the tree that `make install` makes, for the Python of the Debian that is booted."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lacking = [
         item.replace(" ", "")
@@ -33,7 +33,7 @@ def install(tree: Path) -> None:
             *(f"DESTDIR={tree}", "VENDOR=" + " ".join(f"'{item}'" for item in lacking)),
         ],
         cwd=ROOT,
-        env={**os.environ, "PIP_ONLY_BINARY": ":all:", "PIP_PYTHON_VERSION": "3.11"},
+        env={**os.environ, "PIP_ONLY_BINARY": ":all:", "PIP_PYTHON_VERSION": PYTHONS[SUITE]},
         umask=0o022,
         stdin=subprocess.DEVNULL,
         capture_output=True,
