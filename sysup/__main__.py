@@ -19,7 +19,7 @@ from sysup.ledger import Ledger
 from sysup.log import Log, tell
 from sysup.pace import Loop
 from sysup.protocol import SysupError
-from sysup.source import Files, load
+from sysup.source import Files, load, load_again
 from sysup.systemd import Notifier, listen_fds
 from sysup.upgrade import answer_self_test
 
@@ -114,14 +114,10 @@ def load_or_go_on(file: str, ledger: Ledger | None) -> tuple[Files, Config]:
 
     Raises ConfigError with all that is wrong.
     """
-    files = Files(ledger.table.get(CONFIG) if ledger else None)
-    try:
-        return files, load(file, files)
-    except ConfigError:
-        if files.is_live:
-            raise
-        files = Files()  # of what it was then, this version does not think that it was right
-        return files, load(file, files)
+    if record := ledger.table.get(CONFIG) if ledger else None:
+        return load_again(file, record)
+    files = Files()
+    return files, load(file, files)
 
 
 async def run(

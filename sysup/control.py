@@ -293,7 +293,8 @@ class Control:
         return protocol.error(reason, Errno.COMMAND_ERROR, request.id, self._wall(), tb)
 
     def _refusal(self, error: SysupError, request_id: Any) -> bytes:
-        return protocol.error(str(error), error.errno, request_id, self._wall())
+        now = self._wall()
+        return protocol.error(str(error), error.errno, request_id, now, fields=error.fields)
 
     def _send(self, route: Route, reply: bytes) -> None:
         router = route.router

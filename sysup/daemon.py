@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from sysup import __version__, config, pace, reload
 from sysup.board import Board
-from sysup.config import Changes, Config, ConfigError, WatcherSpec
+from sysup.config import Config, WatcherSpec
 from sysup.control import Control
 from sysup.diary import about
 from sysup.estate import Estate, Inheritance, is_part
@@ -37,7 +37,7 @@ from sysup.serving import Serving
 from sysup.sharing import Sharing
 from sysup.signals import Signals
 from sysup.sockets import Sockets
-from sysup.source import Files, load
+from sysup.source import Files
 from sysup.streams import Pump, is_own_output
 from sysup.systemd import Notifier
 from sysup.turns import Superseded
@@ -76,6 +76,7 @@ LEVELS = {
     "sink_failed": logging.WARNING,
     "output_lost": logging.WARNING,
     "backoff": logging.WARNING,
+    "config_error": logging.ERROR,
     "flapping": logging.WARNING,
     "gave_up": logging.ERROR,
 }
@@ -216,7 +217,7 @@ class Daemon:
         """Begin with nothing but the config."""
         end_left_behind(self._os, self._estate.left_behind())
         self._estate.begin()
-        self._estate.ledger.put(CONFIG, self.files.seen)
+        self._estate.ledger.put(CONFIG, self.files.record())
         self._estate.ledger.put(NOFILE, self._nofile)
         self._estate.ledger.put(JOURNAL, self._board.setting.to_journal)
         self.sharing.begin(self.config.sockets)
@@ -228,6 +229,8 @@ class Daemon:
         """Go on where the daemon before was: its processes run on."""
         self.sharing.begin(self.config.sockets)
         restore_watchers(self._estate, self.config, self._board, self.adopt)
+        reload.mark(self)
+        self._herald.unfollowed(reload.shortfall(self.config))
         self._estate.settle()
         self._estate.ledger.put(TAKEOVERS, self.takeovers + 1)
         kept = len(self._board.bodies)
@@ -463,44 +466,35 @@ class Daemon:
         return sorted(self.watchers.values(), key=lambda w: (-w.spec.priority, w.name))
 
     def plan_reload(self) -> Mapping[str, Any]:
-        """What `reload_config` would do. Raises SysupError when the new config is wrong."""
-        return reload.plan(config.diff(self.config, self._read(Files())))
+        """What `reload_config` would do; raises as it would."""
+        return reload.dry_run(self)
 
     async def reload_config(self) -> Mapping[str, Any]:
-        """Read the config again and do exactly what differs.
-
-        Raises SysupError, with nothing changed, when the new config is wrong; and, with all
-        else changed, when a running process can't be given a limit.
-        """
+        """Read the config again and do exactly what differs; raises as `reload.run`."""
         async with self._loading:
             if self._quitting:
                 raise SysupError("cannot reload the config: sysupd is ending")
-            with self._herald.reload():
-                changes = await self._reload()
-        reload.tell(changes)
-        return reload.plan(changes)
+            delay = self.config.daemon.check_delay
+            try:
+                with self._herald.reload():
+                    return await reload.run(self)
+            finally:
+                if self.config.daemon.check_delay != delay:
+                    self._tick()
 
-    def _read(self, files: Files) -> Config:
-        try:
-            return load(self.config.path, files)
-        except ConfigError as error:
-            raise SysupError(f"cannot reload the config: {error}") from error
+    def keep_config(self) -> None:
+        """Have the config as it was read be that of the next daemon, too."""
+        self._estate.ledger.put(CONFIG, self.files.record())
 
-    async def _reload(self) -> Changes:
-        files = Files()
-        new = self._read(files)
-        changes = config.diff(self.config, new)
-        self.config, self.files = new, files
-        if "check_delay" in changes.daemon:
-            self._tick()
-        await reload.follow(self, changes, new)
-        self._estate.ledger.put(CONFIG, files.seen)
-        return changes
+    @property
+    def kept(self) -> Mapping[str, Any]:
+        """The sections of the config that are not followed, and why."""
+        return self.config.kept
 
     def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str:
         """Have options outlast the daemon; returns the file. Raises SysupError."""
         path = reload.save(self, watcher, options)
-        self._estate.ledger.put(CONFIG, self.files.seen)
+        self.keep_config()
         return path
 
     def differences(self) -> Mapping[str, Any]:

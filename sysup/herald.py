@@ -191,14 +191,18 @@ class Herald:
             self._extend(*map(stop_step, self._specs()))
         try:
             yield
-            self._failed_reload = ""
+            self.unfollowed("")
         except SysupError as error:
-            self._failed_reload = f"; {error}"
+            self.unfollowed(str(error))
             raise
         finally:
             if self._ready and not self._stopping:
                 self._tell_ready()
             self.changed()
+
+    def unfollowed(self, why: str) -> None:
+        """What of the config does not hold, since an earlier reload; empty: all does."""
+        self._failed_reload = f"; {why}" if why else ""
 
     def stopping(self) -> None:
         """The end has begun."""

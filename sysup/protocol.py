@@ -92,6 +92,16 @@ class SysupError(Exception):
     """What a user or client can do something about; its text is the reason they read."""
 
     errno = Errno.COMMAND_ERROR
+    fields: Mapping[str, Any] = {}
+    """What an error reply has besides."""
+
+
+class Incomplete(SysupError):
+    """Some of it could not be done; `fields` tell what was."""
+
+    def __init__(self, reason: str, fields: Mapping[str, Any]) -> None:
+        super().__init__(reason)
+        self.fields = fields
 
 
 class InvalidJson(SysupError):
@@ -266,10 +276,18 @@ def _holds_tables(table: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, dict) for value in table.values())
 
 
-def error(reason: str, errno: int, request_id: Any, time: float, tb: str | None = None) -> bytes:
+def error(
+    reason: str,
+    errno: int,
+    request_id: Any,
+    time: float,
+    tb: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> bytes:
     """The frame of an error reply."""
     return json.dumps(
         {
+            **(fields or {}),
             "status": "error",
             "reason": reason,
             "tb": tb,

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sysup import config
-from sysup.config import Changes, Config, ConfigError, Delta, WatcherSpec
-from sysup.protocol import SysupError
+from sysup.config import Changes, Config, ConfigError, Delta, Reasons, WatcherSpec
+from sysup.protocol import Incomplete, SysupError
 from sysup.sharing import Sharing
 from sysup.source import Amended, Files, load, write
 from sysup.watcher import Watcher
@@ -29,15 +29,87 @@ class App(Protocol):
     watchers: dict[str, Watcher]
     sharing: Sharing
 
+    def keep_config(self) -> None: ...
     def adopt(self, spec: WatcherSpec) -> Watcher: ...
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None: ...
 
 
-def plan(changes: Changes) -> dict[str, Any]:
+async def run(app: App) -> dict[str, Any]:
+    """Read the config again, and do and tell exactly what differs.
+
+    Raises SysupError, with nothing changed, when what is wrong is not of a watcher or socket
+    alone; Incomplete, with all else done, when it is, or a running process can't be given a limit.
+    """
+    new, files = read(app)
+    before, before_files = app.config, app.files
+    changes = config.diff(before, new)
+    app.config, app.files = new, files
+    fresh, failed = await follow(app, changes, new)
+    # What differs from the file is tried again by the next reload.
+    files.keep(failed, sections(before), before_files)
+    app.config = config.keep(new, failed, before)
+    mark(app)
+    app.keep_config()
+    starts = [watcher.start() for watcher in fresh if watcher.spec.autostart]
+    await asyncio.gather(*starts, return_exceptions=True)
+    tell(app, changes)
+    return outcome(app.config, plan(changes, app.config))
+
+
+def dry_run(app: App) -> dict[str, Any]:
+    """What `run` would do; raises as it would, but for limits."""
+    new, _ = read(app)
+    return outcome(new, plan(config.diff(app.config, new), new))
+
+
+def read(app: App) -> tuple[Config, Files]:
+    """The config that is to be: what is wrong in it is as it was. Raises SysupError."""
+    files = Files()
+    try:
+        new = load(app.config.path, files, apart=True)
+    except ConfigError as error:
+        raise SysupError(f"cannot reload the config: {error}") from error
+    kept = config.unfollowed(new, app.config)
+    files.keep(kept, sections(app.config), app.files)
+    return config.keep(new, kept, app.config), files
+
+
+def sections(known: Config) -> set[str]:
+    """Those of the watchers and sockets of a config."""
+    watchers = {config.section("watcher", name) for name in known.watchers}
+    return watchers | {config.section("socket", name) for name in known.sockets}
+
+
+def outcome(new: Config, done: dict[str, Any]) -> dict[str, Any]:
+    """What was done, if that is all; else raises Incomplete with it."""
+    if new.kept:
+        raise Incomplete(f"cannot take all of the config over: {shortfall(new)}", done)
+    return done
+
+
+def shortfall(new: Config) -> str:
+    """What of a config is not followed, and why, a line each; empty if all is."""
+    there = sections(new)
+    lines = []
+    for section, why in new.kept.items():
+        follows = "stays as it is" if section in there else "is not added"
+        lines.append(f"{section.replace(':', ' ', 1)} {follows}: {'; '.join(why)}")
+    return "\n".join(lines)
+
+
+def mark(app: App) -> None:
+    """Have each watcher tell whether it follows the config."""
+    kept = app.config.watchers_kept
+    for name, watcher in app.watchers.items():
+        watcher.unfollowed = kept.get(name, ())
+
+
+def plan(changes: Changes, new: Config) -> dict[str, Any]:
     """What has to be done, as `reloadconfig` tells it: watchers that are added, removed and
     changed, with the impact of each option; sockets likewise; options of the daemon itself that
-    hold from now on, and those that hold after a restart."""
+    hold from now on, and those that hold after a restart; and the sections that are not followed,
+    each with its reasons."""
     return {
         "added": list(changes.added),
         "removed": list(changes.removed),
@@ -51,6 +123,7 @@ def plan(changes: Changes) -> dict[str, Any]:
             "now": sorted(changes.daemon & LIVE_OPTIONS),
             "restart": sorted(changes.daemon - LIVE_OPTIONS),
         },
+        "kept": {section: list(why) for section, why in new.kept.items()},
     }
 
 
@@ -62,10 +135,11 @@ def _names(delta: Delta) -> dict[str, list[str]]:
     }
 
 
-async def follow(app: App, changes: Changes, new: Config) -> None:
+async def follow(app: App, changes: Changes, new: Config) -> tuple[list[Watcher], Reasons]:
     """Make the watchers and sockets what the new config says.
 
-    Raises SysupError, with all else done, when a running process can't be given a limit.
+    Returns those that are to be started, and the sections of watchers that stay as they were, as
+    a running process can't be given a limit.
     """
     for name in (*changes.removed, *changes.added):  # by `add` there may be one already
         if watcher := app.watchers.get(name.lower()):
@@ -75,24 +149,24 @@ async def follow(app: App, changes: Changes, new: Config) -> None:
     for watcher in fresh:
         watcher.save()
         app.publish(watcher.name, "add", {})
-    failed, kept = [], {}
+    failed: dict[str, tuple[str, ...]] = {}
     for name, options in changes.changed.items():
         if watcher := app.watchers.get(name.lower()):
             try:
                 watcher.apply(new.watchers[name], {config.impact(o) for o in options}, {})
             except SysupError as error:
-                failed.append(f"{name} keeps its options: {error}")
-                kept[name] = watcher.spec
-    # What differs from the file is tried again by the next reload.
-    app.config = replace(new, watchers={**new.watchers, **kept})
-    starts = [w.start() for w in fresh if w.spec.autostart]
-    await asyncio.gather(*starts, return_exceptions=True)
-    if failed:
-        raise SysupError(f"cannot take all of the config over: {'; '.join(failed)}")
+                failed[config.section("watcher", name)] = (str(error),)
+    return fresh, failed
 
 
-def tell(changes: Changes) -> None:
-    """Say in the log what was done."""
+def tell(app: App, changes: Changes) -> None:
+    """Say in the log what was done, and also to the subscribers what was not."""
+    for section, why in app.config.kept.items():
+        kind, _, name = section.partition(":")
+        if kind == "watcher":
+            app.publish(name, "config_error", {"reason": "; ".join(why)})
+        else:
+            log.error("socket %s: %s", name, "; ".join(why))
     parts = [
         f"{word} {', '.join(names)}"
         for word, names in (
@@ -122,9 +196,11 @@ def save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
     path = config.saved_path(app.config.path)
     text = config.amended(_text(path), name, options)
     try:
-        new = load(app.config.path, Amended(path, text))
+        new = load(app.config.path, Amended(path, text), apart=True)
     except ConfigError as error:
         raise SysupError(f"cannot save: {error}") from None
+    if why := new.watchers_kept.get(name.lower()):
+        raise SysupError(f"cannot save: {'; '.join(why)}")
     spec = new.watchers[name]
     wrong = [key for key in options if config.get(spec, key) != config.get(watcher.spec, key)]
     if wrong:

@@ -7,24 +7,55 @@ import errno
 import fnmatch
 import glob
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from sysup import config
-from sysup.config import Config
+from sysup.config import Config, ConfigError, Reasons
+
+
+class Kept(NamedTuple):
+    """Why a section is not followed, and the files that are followed in its place, if any."""
+
+    why: tuple[str, ...]
+    files: Files | None
 
 
 class Files:
     """The file system as the config parser sees it, and what it saw of it.
 
     Args:
-        seen: what another had seen; nothing but that is read then.
+        record: what another had seen; nothing but that is read then.
     """
 
-    def __init__(self, seen: Mapping[str, Any] | None = None) -> None:
-        self.is_live = seen is None
-        self.seen: dict[str, dict[str, Any]] = {"texts": {}, "globs": {}, "stamps": {}}
-        self.seen.update(seen or {})
+    def __init__(self, record: Mapping[str, Any] | None = None) -> None:
+        self.is_live = record is None
+        record = record or {}
+        self.seen = {kind: dict(record.get(kind, {})) for kind in ("texts", "globs", "stamps")}
+        before = [Files(each) for each in record.get("before", ())]
+        self.kept: dict[str, Kept] = {
+            section: Kept(tuple(why), None if at is None else before[at])
+            for section, (why, at) in record.get("kept", {}).items()
+        }
+        """Sections that are not followed."""
+
+    def record(self) -> dict[str, Any]:
+        """All of it, as JSON can say it."""
+        before: list[Files] = []
+        kept = {}
+        for section, (why, files) in self.kept.items():
+            if files and files not in before:
+                before.append(files)
+            kept[section] = [why, before.index(files) if files else None]
+        return {**self.seen, "kept": kept, "before": [each.seen for each in before]}
+
+    def keep(self, kept: Reasons, known: Collection[str], before: Files) -> None:
+        """Note sections that are as they were, those that were `known`, in the files `before`."""
+        for section, why in kept.items():
+            earlier = before.kept.get(section)
+            files = earlier.files if earlier else before
+            self.kept[section] = Kept(why, files if section in known else None)
 
     def read(self, path: str) -> str:
         """A file's text. Raises OSError."""
@@ -117,6 +148,30 @@ def stamp(status: os.stat_result) -> list[int]:
     return [status.st_mtime_ns, status.st_size, status.st_ino]
 
 
-def load(path: str, files: Files | None = None) -> Config:
-    """Read the config of an app; raises ConfigError with all that is wrong."""
-    return config.parse(os.path.abspath(path), source=files or Files(), environ=os.environ)
+def load(path: str, files: Files | None = None, *, apart: bool = False) -> Config:
+    """Read the config of an app; raises ConfigError with all that is wrong.
+
+    With `apart`, only if that does not lie within sections of watchers and sockets.
+    """
+    path = os.path.abspath(path)
+    return config.parse(path, source=files or Files(), environ=os.environ, apart=apart)
+
+
+def load_again(path: str, record: Mapping[str, Any]) -> tuple[Files, Config]:
+    """The config of another daemon, from the `Files.record` of what it had read.
+
+    Where that was right for another version alone, it is what the files say now. Raises
+    ConfigError when they say nothing, either.
+    """
+    files = Files(record)
+    try:
+        loaded = load(path, files, apart=True)
+        nothing = replace(loaded, watchers={}, sockets={})
+        for origin in dict.fromkeys(kept.files for kept in files.kept.values()):
+            before = load(path, origin, apart=True) if origin else nothing
+            kept = {key: each.why for key, each in files.kept.items() if each.files is origin}
+            loaded = config.keep(loaded, kept, before)
+    except ConfigError:
+        files = Files()
+        loaded = load(path, files, apart=True)
+    return files, loaded

@@ -57,6 +57,8 @@ class Watcher:
         """What it was added with at run time; None: it stands in the config."""
         self.overrides: Mapping[str, Any] = {}
         """Options that were set at run time."""
+        self.unfollowed: tuple[str, ...] = ()
+        """Why it is not as the config has it, where a reload could not make it so."""
         self.touched = False
         """Whether it was told to start or to stop; else it is yet to start by itself."""
         self.slots = Slots(board, spec, partial(board.wake, self))
@@ -433,6 +435,7 @@ class Watcher:
             "numprocesses": self.spec.numprocesses,
             **tally.describe(now),
             "problem": "; ".join(problems) or None,
+            "config_problem": "\n".join(self.unfollowed) or None,
         }
 
     def _worst_state(self, states: Collection[State]) -> str:

@@ -114,7 +114,7 @@ class CannedDaemon:
             if callable(reply):
                 reply = reply(message)
         except protocol.SysupError as error:
-            return [protocol.error(str(error), error.errno, number, 0.0)]
+            return [protocol.error(str(error), error.errno, number, 0.0, fields=error.fields)]
         if reply is None or message.get("msg_type") == "cast":
             return []
         return reply if isinstance(reply, list) else [protocol.ok(reply, number, 0.0)]

@@ -80,6 +80,7 @@ class FakeApp:
         return {"added": ["x"]}
 
     changed_files: ClassVar[list[str]] = ["/etc/app.ini"]
+    kept: ClassVar[dict[str, tuple[str, ...]]] = {"watcher:new": ("/etc/app.ini:3: wrong",)}
 
     def plan_reload(self) -> Mapping[str, Any]:
         return {"removed": ["x"]}

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sysup import daemon as module
-from sysup.config import ConfigError, Role
+from sysup.config import Config, ConfigError, Role
 from sysup.daemon import (
     PATIENT,
     REAP_WITHIN,
@@ -30,7 +30,7 @@ from sysup.peers import Access
 from sysup.protocol import MessageError, SysupError
 from sysup.runtime import runtime_directory, socket_access, take_lock
 from sysup.serving import BIND_AGAIN
-from sysup.source import Files, load, write
+from sysup.source import Files, load, load_again, write
 from sysup.stats import Infos, Steps
 from tests.world import World
 
@@ -115,6 +115,11 @@ class Host:
     def run(self, text: str) -> tuple[Daemon, asyncio.Task[int]]:
         daemon = self.make(text)
         return daemon, self.world.begin(daemon.run())
+
+    def next_config(self) -> tuple[Files, Config]:
+        """What a daemon would go on with that took over from the last one."""
+        record = json.loads(json.dumps(self.daemons[-1]._estate.ledger.table[module.CONFIG]))
+        return load_again(str(self.file), record)
 
     def close(self) -> None:
         for daemon in self.daemons:
@@ -244,7 +249,7 @@ def test_a_new_check_delay_holds_at_once(host: Host) -> None:
     host.world.loop.advance(60.0)
     assert [*host.world.os.living] == [101]
     host.file.write_text("[sysup]\ncheck_delay = 5\n" + aging)
-    host.world.run(_reply(daemon))
+    host.world.run(reply(daemon))
     host.world.loop.advance(1.0)
     assert [*host.world.os.living] == [102]
     finish(host, daemon, run)
@@ -409,10 +414,11 @@ def test_a_reload_does_what_differs(host: Host, caplog: pytest.LogCaptureFixture
         "impacts": {"web": {"priority": "live"}},
         "sockets": {"added": [], "removed": [], "changed": []},
         "sysup": {"now": [], "restart": ["pidfile"]},
+        "kept": {},
     }
     assert {*daemon.watchers} == {"web", "old", "same"}, "only told"
     assert daemon.changed_files == [str(host.file)]
-    assert host.world.run(_reply(daemon)) == plan
+    assert host.world.run(reply(daemon)) == plan
     assert daemon.changed_files == []
     assert {*daemon.watchers} == {"web", "new", "same"}
     assert daemon.watchers["web"].spec.priority == 7
@@ -423,16 +429,16 @@ def test_a_reload_does_what_differs(host: Host, caplog: pytest.LogCaptureFixture
     finish(host, daemon, run)
 
 
-async def _reply(daemon: Daemon) -> Mapping[str, Any]:
+async def reply(daemon: Daemon) -> Mapping[str, Any]:
     return await daemon.reload_config()
 
 
 def test_a_wrong_config_changes_nothing(host: Host) -> None:
     daemon, run = host.run(WEB)
     before = daemon.config
-    host.file.write_text("[watcher:other]\nnonsense = 1\n")
+    host.file.write_text("[watcher:other]\ncmd = other\n[sysup]\nnonsense = 1\n")
     with pytest.raises(SysupError, match="cannot reload the config"):
-        host.world.run(_reply(daemon))
+        host.world.run(reply(daemon))
     with pytest.raises(SysupError, match="cannot reload the config"):
         daemon.plan_reload()
     assert daemon.config is before
@@ -446,11 +452,18 @@ def test_a_limit_that_cannot_be_had_does_not_end_a_reload(host: Host) -> None:
     host.world.os.forbidden = {101}
     limited = WEB + "rlimit_nofile = 64\n"
     host.file.write_text(limited + "[watcher:z]\ncmd = z\npriority = 1\n[watcher:new]\ncmd = new")
-    with pytest.raises(SysupError, match="web keeps its options: cannot set rlimit_nofile"):
-        host.world.run(_reply(daemon))
-    host.world.os.forbidden = set()
+    with pytest.raises(SysupError, match="watcher web stays as it is: cannot set rlimit_n"):
+        host.world.run(reply(daemon))
     assert daemon.watchers["z"].spec.priority == 1
     assert daemon.watchers["new"].slots.bodies
+    assert "cannot set rlimit_nofile" in daemon.watchers["web"].describe()["config_problem"]
+    files, loaded = host.next_config()
+    assert loaded.watchers == daemon.config.watchers, "the next daemon goes on with that"
+    assert files.record() == daemon.files.record()
+    host.world.os.forbidden = set()
+    host.world.run(reply(daemon))
+    assert daemon.watchers["web"].spec.rlimits
+    assert daemon.watchers["web"].describe()["config_problem"] is None
     finish(host, daemon, run)
 
 
@@ -609,7 +622,7 @@ def test_files_that_change(tmp_path: Path) -> None:
     files = Files()
     files.read(str(tmp_path / "a.ini"))
     assert files.glob(f"{tmp_path}/d/*.ini") == [f"{tmp_path}/d/b.ini"]
-    successor = Files(json.loads(json.dumps(files.seen)))
+    successor = Files(json.loads(json.dumps(files.record())))
     assert successor.changed() == []
     (tmp_path / "d" / "c.ini").write_text("x")
     (tmp_path / "d" / "b.ini").unlink()
@@ -679,7 +692,7 @@ def test_start_all_tells_when_all_are_up(host: Host) -> None:
 
 def test_signals_are_heard(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     daemon, run = host.run(WEB)
-    host.file.write_text("[watcher:web]\nnonsense = 1\n")
+    host.file.write_text("[watcher:web]\nnonsense\n")
     os.kill(os.getpid(), signal.SIGHUP)
     host.world.loop.advance(1.0)
     assert "cannot reload the config" in caplog.text

@@ -120,6 +120,8 @@ def test_replies() -> None:
         "errno": 3,
         "id": 7,
     }
+    more = json.loads(protocol.error("no", 5, 7, 12.5, fields={"added": ["x"], "status": "ok"}))
+    assert (more["status"], more["reason"], more["added"]) == ("error", "no", ["x"])
 
 
 def test_topics() -> None:

@@ -22,11 +22,13 @@ from sysup.config.live import (
     difference,
     get,
     impact,
+    keep,
     options,
+    unfollowed,
     with_option,
     with_options,
 )
-from sysup.config.load import Config, parse
+from sysup.config.load import Config, Reasons, parse, section
 from sysup.config.rules import named_sockets
 from sysup.config.saved import amended, saved_options, saved_path
 from sysup.config.specs import (
@@ -63,6 +65,7 @@ __all__ = [
     "Place",
     "PluginSpec",
     "Problem",
+    "Reasons",
     "Restart",
     "Rlimit",
     "Role",
@@ -80,13 +83,16 @@ __all__ = [
     "environment",
     "get",
     "impact",
+    "keep",
     "named_sockets",
     "options",
     "parse",
     "saved_options",
     "saved_path",
+    "section",
     "signal_name",
     "signal_number",
+    "unfollowed",
     "with_option",
     "with_options",
 ]

@@ -101,6 +101,8 @@ class Report:
     def __init__(self) -> None:
         self.problems: list[Problem] = []
         self.circus = False
+        self.cut: set[Place] = set()
+        """The last options of files that end in the middle of a line."""
 
     @property
     def failed(self) -> bool:
@@ -156,6 +158,8 @@ def parse_text(text: str, file: str, report: Report) -> Sections:
     for line, raw in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
         if raw.strip() and raw[0] not in "#;" and not _REM.match(raw):
             parser.take(raw, line)
+    if text and not text.endswith("\n") and parser.last:
+        report.cut.add(parser.last)
     return parser.sections
 
 
@@ -164,6 +168,8 @@ class _Parser:
 
     def __init__(self, file: str, report: Report) -> None:
         self.sections: Sections = {}
+        self.last: Place | None = None
+        """Of the option that was defined last."""
         self._file = file
         self._report = report
         self._section: Section | None = None
@@ -215,7 +221,7 @@ class _Parser:
         semicolon = text.find(";")
         if semicolon > 0 and text[semicolon - 1].isspace():
             text = text[:semicolon].rstrip()
-        place = Place(place.file, place.line, place.section, name)
+        self.last = place = Place(place.file, place.line, place.section, name)
         self._name, self._values = name, section.values
         if name in section.values:
             self._values = {}

@@ -13,8 +13,16 @@ from typing import Any
 from sysup.config.declare import Impact, Option, declared
 from sysup.config.ini import Level
 from sysup.config.kinds import Later, NotYet, string
-from sysup.config.load import Config
-from sysup.config.rules import Fault, fault, faults, is_free, read_stream, unknown
+from sysup.config.load import Config, Reasons, section, without
+from sysup.config.rules import (
+    Fault,
+    fault,
+    faults,
+    is_free,
+    named_sockets,
+    read_stream,
+    unknown,
+)
 from sysup.config.specs import (
     FAMILIES,
     RLIMIT_FAMILY,
@@ -269,6 +277,42 @@ def diff(old: Config, new: Config) -> Changes:
         _delta(old.sockets, new.sockets),
         _delta(old.plugins, new.plugins),
         _differing(old.daemon, new.daemon),
+    )
+
+
+def unfollowed(new: Config, old: Config) -> Reasons:
+    """What of `new` is not to be followed, and why: what is broken, and what hangs on it.
+
+    That is a watcher that can't do without a socket which is broken and was not there before;
+    and the socket of a watcher that stays as it is, if it were to go.
+    """
+    kept = dict(new.kept)
+    bound = {section("socket", name) for name in old.sockets}
+    lacking = {key for key in kept if key.startswith("socket:")} - bound
+    for name, spec in new.watchers.items():
+        if needs := sorted({section("socket", each) for each in named_sockets(spec)} & lacking):
+            kept[section("watcher", name)] = tuple(
+                f"needs [{key}], which is wrong" for key in needs
+            )
+    for name, spec in old.watchers.items():
+        if section("watcher", name) not in kept:
+            continue
+        for each in sorted(named_sockets(spec) & old.sockets.keys() - new.sockets.keys()):
+            why = f"[{section('watcher', name)}] needs it, and stays as it is"
+            kept.setdefault(section("socket", each), (why,))
+    return kept
+
+
+def keep(new: Config, kept: Reasons, old: Config) -> Config:
+    """`new`, but for some sections what `old` has of them, be it nothing."""
+    rest, before = without(new, kept), without(old, kept)
+    watchers = {n: s for n, s in old.watchers.items() if n not in before.watchers}
+    sockets = {n: s for n, s in old.sockets.items() if n not in before.sockets}
+    return replace(
+        rest,
+        watchers=dict(sorted({**rest.watchers, **watchers}.items())),
+        sockets=dict(sorted({**rest.sockets, **sockets}.items())),
+        kept={**new.kept, **kept},
     )
 
 

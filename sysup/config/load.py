@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from sysup.config.declare import Option
 from sysup.config.ini import (
     ConfigError,
     Environments,
+    Level,
     Place,
     Problem,
     Report,
@@ -44,7 +45,11 @@ from sysup.config.values import is_loopback
 
 FLAPPING_PLUGIN = "circus.plugins.flapping.Flapping"
 _KINDS = ("watcher", "socket", "plugin", "env")
+_APART = ("watcher", "socket")
 _ENDPOINTS = ("endpoint", "pubsub_endpoint", "stats_endpoint")
+
+Reasons: TypeAlias = Mapping[str, tuple[str, ...]]
+"""Why sections can't be followed, by their names (`section`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +68,70 @@ class Config:
     """What holds for a watcher that says nothing of it."""
     problems: tuple[Problem, ...] = ()
     """Warnings."""
+    kept: Reasons = field(default_factory=dict)
+    """Sections that are not followed, and why: what they are about is as it was, or is not."""
+
+    @property
+    def watchers_kept(self) -> Mapping[str, tuple[str, ...]]:
+        """Of them the watchers, by name in lower case."""
+        prefix = "watcher:"
+        found = self.kept.items()
+        return {key.removeprefix(prefix): why for key, why in found if key.startswith(prefix)}
 
 
-def parse(path: str, *, source: Source, environ: Mapping[str, str]) -> Config:
+def parse(path: str, *, source: Source, environ: Mapping[str, str], apart: bool = False) -> Config:
     """Read the config in the file `path`, with its includes and drop-ins.
 
     `environ` is what variables stand for. Raises ConfigError with all that is wrong, and
     nothing else, whatever the files hold.
+
+    With `apart`, what is wrong within the section of one watcher or socket is no reason not to
+    have the others: the config is without it, and tells it in `kept`.
     """
     report = Report()
     sections = read_files(path, source, environ, report)
+    of_syntax = [*report.problems]
     config = _Loader(path, sections, source, environ, report).config()
     report.problems.sort(key=lambda problem: (problem.file != path, problem.file, problem.line))
-    if report.failed:
+    kept = _kept(report, of_syntax) if apart else {}
+    if report.failed and not kept:
         raise ConfigError(report.problems)
-    return replace(config, problems=tuple(report.problems))
+    warnings = tuple(p for p in report.problems if p.level is not Level.ERROR)
+    config = replace(config, problems=warnings, kept=kept)
+    return without(config, kept) if kept else config
+
+
+def without(config: Config, sections: Collection[str]) -> Config:
+    """A config that says nothing of some sections."""
+    watchers = {n: s for n, s in config.watchers.items() if section("watcher", n) not in sections}
+    sockets = {n: s for n, s in config.sockets.items() if section("socket", n) not in sections}
+    return replace(config, watchers=watchers, sockets=sockets)
+
+
+def section(kind: str, name: str) -> str:
+    """The section of a watcher or socket, as `Config.kept` has it: case does not matter."""
+    return f"{kind}:{name.lower()}"
+
+
+def _kept(report: Report, of_syntax: Collection[Problem]) -> Reasons:
+    """The sections to which all errors can be put down, each with its own; none if they can't be.
+
+    Syntax is not a section's: who can't read a line can't say what it is about. Nor is what is
+    wrong with the last line of a file that ends in its middle, as one does that is being written:
+    sections that are to follow would be taken for removed.
+    """
+    kept: dict[str, tuple[str, ...]] = {}
+    for problem in report.problems:
+        if problem.level is not Level.ERROR:
+            continue
+        kind, _, name = problem.section.partition(":")
+        name = name.strip()
+        shared = kind not in _APART or not (name and name.isprintable())
+        if shared or problem in of_syntax or problem.place in report.cut:
+            return {}
+        key = section(kind, name)
+        kept[key] = (*kept.get(key, ()), str(problem))
+    return kept
 
 
 class _Loader:

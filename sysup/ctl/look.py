@@ -46,6 +46,8 @@ def status(name: str | None, processes: bool) -> int:
         here.show(reply, render.status(watchers, processes or name is not None, used))
         if changed := reply.get("changed_files"):
             click.echo(f"hint: {render.changed_files(changed)}", err=True)
+        for line in render.not_there(reply.get("kept", {}), watchers):
+            click.echo(f"hint: {line}", err=True)
         well = all(is_well(watcher, named=name is not None) for watcher in watchers.values())
     else:  # a daemon of Circus
         states = {name: reply["status"]} if name else reply["statuses"]

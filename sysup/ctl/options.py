@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from sysup.client import CallError
 from sysup.ctl import render
 from sysup.ctl.session import (
     Command,
@@ -125,10 +126,19 @@ def add(
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @wait_option
 def reloadconfig(dry_run: bool, wait: bool) -> None:
-    """Read the config files again, and do what differs."""
+    """Read the config files again, and do what differs.
+
+    A watcher or socket whose section is wrong stays as it is (exit code 1); all else is done.
+    """
     told = {"dry_run": True} if dry_run else {"waiting": wait or None}
-    reply = session().call("reloadconfig", **told)
-    session().show(reply, render.changes(reply) if "added" in reply else "ok")
+    here = session()
+    try:
+        reply = here.call("reloadconfig", **told)
+    except CallError as error:
+        if "added" in error.reply and not (here.json or here.prettify):
+            here.show(error.reply, render.changes(error.reply))
+        raise
+    here.show(reply, render.changes(reply) if "added" in reply else "ok")
 
 
 @click.command(cls=Command)

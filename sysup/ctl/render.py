@@ -30,6 +30,7 @@ EVENT_COLOURS = {
     "backoff": "yellow",
     "flapping": "red",
     "gave_up": "red",
+    "config_error": "red",
     "hook_failure": "red",
     "sink_failed": "red",
     "output_lost": "yellow",
@@ -272,12 +273,18 @@ def process_table(name: str, processes: Iterable[Mapping[str, Any]]) -> list[str
 
 def _trouble(watcher: Mapping[str, Any]) -> Iterator[str]:
     """What to read about a watcher that is not well."""
-    if watcher.get("problem"):
-        yield click.style(clean(watcher["problem"]), fg="red")
+    yield from (click.style(line, fg="red") for line in troubles(watcher))
     for process in watcher.get("processes", ()):
         if process["state"] in TROUBLED and process.get("last_output"):
             yield from last_output(process["last_output"])
             return  # its siblings mostly say the same
+
+
+def troubles(watcher: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a watcher as a whole."""
+    yield from map(clean, (watcher.get("problem") or "").splitlines())
+    for line in (watcher.get("config_problem") or "").splitlines():
+        yield f"keeps its old config: {clean(line)}"
 
 
 def last_output(text: str) -> Iterator[str]:
@@ -351,6 +358,7 @@ def changes(reply: Mapping[str, Any]) -> list[str]:
     for when, names in reply.get("sysup", {}).items():
         follows = "holds from now on" if when == "now" else "holds after a restart of sysupd"
         rows += [("sysup", clean(name), follows) for name in names]
+    rows += [("keep", clean(section), "not as in the files") for section in reply.get("kept", ())]
     return table(("", "", ""), rows)[1:] or ["nothing differs"]
 
 
@@ -378,6 +386,14 @@ def changed_files(paths: Sequence[str]) -> str:
         f"{', '.join(map(clean, paths))} changed: `sysupctl reloadconfig --dry-run` tells what a "
         "reload would do"
     )
+
+
+def not_there(kept: Mapping[str, Sequence[str]], watchers: Iterable[str]) -> Iterator[str]:
+    """Which sections of the config are not followed, but for those of watchers that tell it."""
+    told = {f"watcher:{name.lower()}" for name in watchers}
+    for section, why in kept.items():
+        if section not in told:
+            yield f"[{clean(section)}] is not followed: {clean('; '.join(why))}"
 
 
 def _listed(value: object) -> str:

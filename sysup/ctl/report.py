@@ -17,6 +17,7 @@ from sysup.ctl.render import (
     process_table,
     size,
     state_text,
+    troubles,
 )
 
 
@@ -51,8 +52,8 @@ def _head(watcher: Mapping[str, Any], command: object) -> Iterator[str]:
     name = click.style(clean(watcher["name"]), bold=True)
     yield f"{name} {state_text(watcher['state'])}, {', '.join(facts)}"
     yield f"  {clean(command)}"
-    for line in (watcher["problem"] or "").splitlines():
-        yield click.style(f"  {clean(line)}", fg="red")
+    for line in troubles(watcher):
+        yield click.style(f"  {line}", fg="red")
 
 
 def _streams(streams: list[Mapping[str, Any]]) -> Iterator[str]:

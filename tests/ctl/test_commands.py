@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from docs import sysupctl
-from sysup.protocol import MessageError, SysupError
+from sysup.protocol import Incomplete, MessageError, SysupError
 from tests.canned import CannedDaemon, Gone, Reply
 
 from .conftest import Run
@@ -73,6 +73,37 @@ def test_what_is_wrong_is_told_with_the_last_words(daemon: CannedDaemon, ctl: Ru
         "web     active    2/2    -    1h02m   0         -      -",
         "    disk full",
     ]
+
+
+def test_what_does_not_follow_the_config_is_marked(daemon: CannedDaemon, ctl: Run) -> None:
+    web = {**WEB, "config_problem": "/a.ini:3: [watcher:web] x: one\n/a.ini:4: \x1btwo"}
+    kept = {"watcher:web": ["told"], "watcher:new\x1b": ["/a.ini:7: wrong"], "socket:s": ["a", "b"]}
+    daemon.replies["status"] = {"statuses": {}, "watchers": {"web": web}, "kept": kept}
+    code, out, err = ctl("status")
+    assert code == 0, "it runs"
+    assert out.splitlines()[2:] == [
+        "    keeps its old config: /a.ini:3: [watcher:web] x: one",
+        "    keeps its old config: /a.ini:4: \\x1btwo",
+    ]
+    assert err == (
+        "hint: [watcher:new\\x1b] is not followed: /a.ini:7: wrong\n"
+        "hint: [socket:s] is not followed: a; b\n"
+    )
+
+
+@pytest.mark.parametrize("flags", ["", "--dry-run"])
+def test_a_reload_in_part_tells_both(daemon: CannedDaemon, ctl: Run, flags: str) -> None:
+    done = {"added": ["new"], "removed": [], "changed": {}, "kept": {"watcher:web": ["why"]}}
+    reason = "cannot take all of the config over: watcher web stays as it is: why"
+    daemon.replies["reloadconfig"] = refusing(Incomplete(reason, done))
+    assert ctl("reloadconfig", *flags.split()) == (
+        1,
+        "add   new          started if it starts by itself\n"
+        "keep  watcher:web  not as in the files\n",
+        f"error: {reason}\n",
+    )
+    shown = json.loads(ctl("reloadconfig", *flags.split(), "--json").out)
+    assert (shown["status"], shown["kept"]) == ("error", done["kept"])
 
 
 def test_one_watcher_is_shown_with_its_processes(daemon: CannedDaemon, ctl: Run) -> None:

@@ -200,6 +200,7 @@ SHOWN: dict[str, Any] = {
     **BROKEN,
     "name": "broken",
     "problem": "cannot write /log: disk full",
+    "config_problem": "/a.ini:3: [watcher:broken] x: unknown option",
     "options": {"cmd": "gunicorn shop:app", "numprocesses": 2, "env": {"A": "1"}},
     "streams": [
         {
@@ -234,6 +235,7 @@ def test_show(daemon: CannedDaemon, ctl: Run) -> None:
 broken flapping, 0/1 ready, 17 restarts, retry in 7s, exit code 1
   gunicorn shop:app
   cannot write /log: disk full
+  keeps its old config: /a.ini:3: [watcher:broken] x: unknown option
 
 processes
   NAME      STATE     PID  UPTIME  RESTARTS  RETRY  REASON

@@ -297,6 +297,46 @@ def test_a_bad_config_changes_nothing(sysupd: Start) -> None:
     assert daemon.pids("web") == kept
 
 
+def test_a_bad_watcher_keeps_its_config_and_the_rest_follows(sysupd: Start) -> None:
+    """Also over an upgrade; and who asks is told by all that tells."""
+    daemon = sysupd(SLEEPERS.format(number=1) + "[watcher:old]\ncmd = sleep 1000\n")
+    kept = daemon.pids("web")
+    events = daemon.events()
+    bad = "[watcher:web]\ncmd = sleep 2000\nnumproceses = 2\n"
+    daemon.file.write_text(bad + "[watcher:new]\ncmd = sleep 1000\n")
+    why = (
+        f"{daemon.file}:3: [watcher:web] numproceses: unknown option (did you mean 'numprocesses'?)"
+    )
+    dry = daemon.ctl("reloadconfig", "--dry-run")
+    done = daemon.ctl("reloadconfig")
+    assert (done.returncode, done.stdout, done.stderr) == (dry.returncode, dry.stdout, dry.stderr)
+    assert done.returncode == 1
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["add", "new"],
+        ["remove", "old"],
+        ["keep", "watcher:web"],
+    ]
+    assert f"watcher web stays as it is: {why}\n" in done.stderr
+    event = events.wait_for_name("config_error")
+    assert (event.watcher, event.fields["reason"]) == ("web", why)
+    daemon.says(f"web: config error, {why}")
+    for _ in range(2):
+        assert daemon.call("list")["watchers"] == ["new", "web"]
+        assert daemon.pids("web") == kept
+        assert f"keeps its old config: {why}" in daemon.ctl("status").stdout
+        assert f"keeps its old config: {why}" in daemon.ctl("show", "web").stdout
+        assert daemon.call("get", name="web", keys=["cmd"])["options"] == {"cmd": "sleep 1000"}
+        daemon.upgrade()
+    daemon.file.write_text(bad.replace("ceses", "cesses") + "[watcher:new]\ncmd = sleep 1000\n")
+    reply = daemon.call("reloadconfig", waiting=True)
+    assert (reply["status"], reply["changed"]) == (
+        "ok",
+        {"web": ["cmd", "graceful_timeout", "numprocesses"]},
+    )
+    assert "old config" not in daemon.ctl("status").stdout
+    until(lambda: len(daemon.pids("web")) == 2, "it follows")
+
+
 def test_commands_to_one_watcher_queue_and_none_is_refused(sysupd: Start) -> None:
     daemon = sysupd(SLEEPERS.format(number=2))
     for command in ("restart", "reload", "incr", "restart", "decr", "stop", "start", "incr"):

@@ -43,6 +43,22 @@ def test_a_reload_does_what_differs_and_lets_the_rest_run(machine: Container) ->
     assert app.show("ActiveState") == "active"
 
 
+def test_a_reload_follows_what_is_right(machine: Container) -> None:
+    app = App(machine, "partly").start()
+    before = app.pids()
+    app.configure(more=f"nonsense = 1\n[watcher:x]\ncmd = sleep {app.number}")
+    assert app.systemctl("reload", check=False).returncode != 0
+    until(lambda: len(app.pids()) == 3, "the other one is started")
+    assert app.pids() > before
+    assert app.show("ActiveState") == "active"
+    until(lambda: "watcher w stays as it is" in app.show("StatusText"), "the status says so")
+    assert "[watcher:w] nonsense: unknown option" in app.systemctl("status").stdout
+    app.configure(processes=2)
+    app.systemctl("reload")
+    until(lambda: app.show("StatusText") == "2/2 ready", "nothing is wrong any more")
+    assert app.pids() == before
+
+
 def test_a_reload_of_a_wrong_config_fails_and_the_app_runs_on(machine: Container) -> None:
     app = App(machine, "wrongly").start()
     before = app.pids()

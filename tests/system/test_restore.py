@@ -53,6 +53,29 @@ def test_processes_run_on_without_a_daemon(app: App) -> None:
     assert app.pids() == set()
 
 
+@pytest.mark.parametrize("wrong", ["in part", "as a whole", "gone"])
+def test_a_config_that_is_wrong_when_the_daemon_dies_harms_nobody(app: App, wrong: str) -> None:
+    """Read or not: what runs goes on by what it was, over kills and upgrades."""
+    before = app.pids()
+    app.configure(processes=1, more=f"nonsense = 1\n[watcher:x]\ncmd = sleep {app.number}")
+    assert app.systemctl("reload", check=False).returncode != 0
+    until(lambda: len(app.pids()) == 3, "the other one is started")
+    now = app.pids()
+    if wrong == "as a whole":
+        app.machine.write(app.file, "[watcher:w\ncmd")
+    elif wrong == "gone":
+        app.path(app.file).unlink()
+    for _ in range(2):
+        kill(app)
+        assert app.pids() == now
+        until(lambda: "watcher w stays as it is" in app.show("StatusText"), "it is known")
+        app.ctl("upgrade")
+        assert app.pids() == now
+    app.configure(processes=2)
+    app.systemctl("reload")
+    assert app.pids() == before
+
+
 def test_who_ended_meanwhile_is_replaced(app: App) -> None:
     app.drop_in("[Service]\nRestartSec=500ms\n")
     first, second = sorted(app.pids())
