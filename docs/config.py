@@ -88,14 +88,14 @@ in a file with `[circus]` nothing does. `copy_env` puts the daemon's whole envir
 
 `sysupctl reloadconfig`, `systemctl reload` and SIGHUP do exactly what differs. A mistake within the
 section of one watcher or socket costs no other: it stays as it is, or is not added if it is new,
-and all else is done. `sysupctl status` and `show` say so, with file, line, section and option, until
-a later reload finds it right; the reload itself fails, with what was done and what was not, and so
-does `--dry-run`. In doubt more stays, never less:
+and all else is done. `sysupctl status` and `show` say so, by file, line, section and option, until
+it is right. The reload itself fails, with what was done and what was not, and so does `--dry-run`.
+In doubt more stays, never less:
 
 - A watcher that needs a socket whose new section is wrong stays, too. A socket that only a watcher
   needs which stays is not closed. One that changes does, and restarts the watchers that use it.
-- A watcher that stays keeps its environment and its variables as they were. What a new `[env]` makes
-  wrong is an option of a watcher, and stays with that watcher.
+- A watcher that stays keeps its environment and its variables as they were. What a new `[env]` does
+  wrong it does to an option of a watcher, and it stays with that watcher.
 - What is of nobody alone refuses the reload as a whole, and nothing changes: a line that is no line
   of such a file, a file that can't be read, `[sysup]`, `[DEFAULT]`, `[plugin:...]`, unknown
   sections, and a mistake at the end of a file whose last line has no end, as while it is written.

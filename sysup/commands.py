@@ -154,17 +154,24 @@ def match(app: App, p: Properties) -> list[Watcher]:
     return found
 
 
-async def one_or_many(
+def one_or_many(
     watchers: list[Watcher], act: Callable[[Watcher], Coroutine[Any, Any, Any]]
-) -> Reply:
-    """Do the same to several watchers at once; one alone tells its `info`."""
-    results = await asyncio.gather(*(act(w) for w in watchers), return_exceptions=True)
+) -> Coroutine[Any, Any, Reply]:
+    """Do the same to several watchers at once; one alone tells its `info`.
+
+    All of it is asked before this returns, so that it holds when the client is told so.
+    """
+    return _together([act(watcher) for watcher in watchers])
+
+
+async def _together(acts: list[Coroutine[Any, Any, Any]]) -> Reply:
+    results = await asyncio.gather(*acts, return_exceptions=True)
     failed = [r for r in results if isinstance(r, BaseException)]
-    if failed and len(watchers) == 1:
+    if failed and len(acts) == 1:
         raise failed[0]
     if failed:
         raise SysupError("; ".join(str(error) for error in failed))
-    return {"info": results[0]} if len(watchers) == 1 else {}
+    return {"info": results[0]} if len(acts) == 1 else {}
 
 
 async def _then(work: Coroutine[Any, Any, Any], fields: Callable[[Any], Reply]) -> Reply:
@@ -358,10 +365,10 @@ def stop(app: App, p: Properties) -> Later:
     if "name" not in p:
         return Later(_then(app.stop_all(), _nothing))
 
-    async def stop_one(watcher: Watcher) -> None:
-        await watcher.stop()
+    async def ended(work: Coroutine[Any, Any, Any]) -> None:
+        await work
 
-    return Later(one_or_many(match(app, p), stop_one))
+    return Later(one_or_many(match(app, p), lambda watcher: ended(watcher.stop())))
 
 
 @command(Role.OPERATE)
@@ -382,10 +389,8 @@ def reload(app: App, p: Properties) -> Later:
     """Replace processes without a gap."""
     sequential, graceful = p.flag("sequential"), p.flag("graceful", True)
 
-    async def reload_one(watcher: Watcher) -> Mapping[str, Any]:
-        if not graceful:
-            return await watcher.restart()
-        return await watcher.reload(sequential=sequential)
+    def reload_one(watcher: Watcher) -> Coroutine[Any, Any, Mapping[str, Any]]:
+        return watcher.reload(sequential=sequential) if graceful else watcher.restart()
 
     if "name" in p:
         watcher = find(app, p.text("name"))
@@ -401,9 +406,10 @@ def _scale(app: App, p: Properties, sign: int) -> Later:
     change = sign * p.integer("nb", 1)
     singleton = {"singleton": True} if watcher.spec.singleton else {}
     saves = to_be_saved(p)
+    work = watcher.scale(change)
 
     async def scale() -> Reply:
-        number = await watcher.scale(change)
+        number = await work
         saved = {"saved": app.save(watcher, {"numprocesses": number})} if saves else {}
         return {"numprocesses": number, **singleton, **saved}
 
@@ -483,9 +489,10 @@ def set_(app: App, p: Properties) -> Later:
             raise AccessDenied(f"permission denied: {needs}")
     config.with_options(watcher.spec, values)  # what is wrong is told before the reply
     saves = to_be_saved(p)
+    work = watcher.set_options(values)
 
     async def change() -> Reply:
-        impacts = await watcher.set_options(values)
+        impacts = await work
         return {"impacts": impacts, **({"saved": app.save(watcher, values)} if saves else {})}
 
     return Later(change())

@@ -116,11 +116,9 @@ class Daemon:
         self._quitting = False
         self._told_at = 0.0
         self._ended = asyncio.Event()
-        self._loading = asyncio.Lock()
         self._jobs: set[asyncio.Task[Any]] = set()
         self._reaping: asyncio.TimerHandle | None = None
         self._signals = Signals(loop)
-        self._reloads: set[asyncio.Task[Any]] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._nofile = raise_nofile()
         self._directory = runtime_directory(loaded)
@@ -130,6 +128,7 @@ class Daemon:
         self._herald = Herald(loop, self._notifier, self.watchers, loaded.daemon)
         store = self._notifier if self._notifier.connected else None
         self._estate = Estate(loop, self._directory, inherited, store)
+        self._reloads = reload.Reloads(self._reload, self._estate.ledger)
         fds = inherited.fds
         self._given = {n: fds[n] for n in fds if n != LOCK and not is_part(n)}
         """Sockets that systemd holds, by name."""
@@ -228,7 +227,10 @@ class Daemon:
     def _restore(self) -> None:
         """Go on where the daemon before was: its processes run on."""
         self.sharing.begin(self.config.sockets)
-        restore_watchers(self._estate, self.config, self._board, self.adopt)
+        for work in restore_watchers(self._estate, self.config, self._board, self.adopt):
+            self._job(work)
+        if self._reloads.left:
+            self._job(self.reload_config())
         reload.mark(self)
         self._herald.unfollowed(reload.shortfall(self.config))
         self._estate.settle()
@@ -287,12 +289,18 @@ class Daemon:
         Ends when all is ready for it, and the reply can be sent. Raises SysupError, with
         nothing changed, when the new program can't go on from here.
         """
-        async with self._loading:
+        async with self._reloads.alone:
             if self._quitting:
                 raise SysupError("cannot upgrade: sysupd is ending")
             version = await self_test(program(), self._estate.ledger.fd)
-            self.loop.call_later(REPLY_WITHIN, self._replace)
+        self._job(self._replace_soon())
         return {"from": __version__, "to": version, "takeovers": self.takeovers}
+
+    async def _replace_soon(self) -> None:
+        """When no reload is under way, and who asked for the last one has been told."""
+        async with self._reloads.alone:
+            await asyncio.sleep(REPLY_WITHIN)
+            self._replace()
 
     def _replace(self) -> None:
         """Execute the new program, from which there is no way back."""
@@ -366,7 +374,11 @@ class Daemon:
 
     def _job_done(self, task: asyncio.Task[Any]) -> None:
         self._jobs.discard(task)
-        if not task.cancelled() and (error := task.exception()):
+        if task.cancelled() or not (error := task.exception()):
+            return
+        if isinstance(error, Superseded):
+            log.warning("%s", error)
+        else:
             log.error("%s", error, exc_info=None if isinstance(error, SysupError) else error)
 
     def _watch_signals(self) -> None:
@@ -381,11 +393,9 @@ class Daemon:
         )
 
     def _reload_on_hangup(self) -> None:
-        """Hangups while a reload waits for its turn or runs are answered by one more."""
-        if len(self._reloads) < 2:
-            task = self._job(self.reload_config())
-            self._reloads.add(task)
-            task.add_done_callback(self._reloads.discard)
+        """Hangups while a reload waits for its turn are answered by that one."""
+        if not self._reloads.waiting:
+            self._job(self.reload_config())
 
     def _reap_soon(self) -> None:
         if self._reaping is None:
@@ -449,17 +459,26 @@ class Daemon:
             del self.watchers[watcher.name.lower()]
             self.publish(watcher.name, "remove", {})
 
-    async def start_all(self) -> None:
+    def start_all(self) -> Coroutine[Any, Any, None]:
         """Start what is to be started by itself: high priority first."""
+        for watcher in self.watchers.values():
+            if watcher.spec.autostart:
+                watcher.touched = False  # so a daemon that takes over starts what is left
+                watcher.save()
+        return self._start_all()
+
+    async def _start_all(self) -> None:
         started = await self._in_order(lambda watcher: self.loop.create_task(watcher.start()))
         results = await asyncio.gather(*started, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception) and not isinstance(result, Superseded):
                 raise result
 
-    async def stop_all(self) -> None:
+    def stop_all(self) -> Coroutine[Any, Any, None]:
         """Stop everything: low priority first, all at the same time."""
-        stops = [self.loop.create_task(w.stop()) for w in reversed(self._by_priority())]
+        return self._all_stopped([w.stop() for w in reversed(self._by_priority())])
+
+    async def _all_stopped(self, stops: list[Coroutine[Any, Any, Any]]) -> None:
         await asyncio.gather(*stops)
 
     def _by_priority(self) -> list[Watcher]:
@@ -469,18 +488,20 @@ class Daemon:
         """What `reload_config` would do; raises as it would."""
         return reload.dry_run(self)
 
-    async def reload_config(self) -> Mapping[str, Any]:
+    def reload_config(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
         """Read the config again and do exactly what differs; raises as `reload.run`."""
-        async with self._loading:
-            if self._quitting:
-                raise SysupError("cannot reload the config: sysupd is ending")
-            delay = self.config.daemon.check_delay
-            try:
-                with self._herald.reload():
-                    return await reload.run(self)
-            finally:
-                if self.config.daemon.check_delay != delay:
-                    self._tick()
+        return self._reloads.ask()
+
+    async def _reload(self) -> Mapping[str, Any]:
+        if self._quitting:
+            raise SysupError("cannot reload the config: sysupd is ending")
+        delay = self.config.daemon.check_delay
+        try:
+            with self._herald.reload():
+                return await reload.run(self)
+        finally:
+            if self.config.daemon.check_delay != delay:
+                self._tick()
 
     def keep_config(self) -> None:
         """Have the config as it was read be that of the next daemon, too."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
 
 from sysup import config
 from sysup.config import Changes, Config, ConfigError, Delta, Reasons, WatcherSpec
+from sysup.ledger import Ledger
 from sysup.protocol import Incomplete, SysupError
 from sysup.sharing import Sharing
 from sysup.source import Amended, Files, load, write
@@ -19,6 +20,10 @@ log = logging.getLogger("sysup")
 
 LIVE_OPTIONS = frozenset({"check_delay", "warmup_delay", "include", "include_dir"})
 """Options of the daemon itself that a reload takes over."""
+
+
+WAITING = ("reload",)
+"""In the ledger: that a reload of the config was asked for, and waits for its turn."""
 
 
 class App(Protocol):
@@ -33,6 +38,45 @@ class App(Protocol):
     def adopt(self, spec: WatcherSpec) -> Watcher: ...
     async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None: ...
+
+
+class Reloads:
+    """Reloads of an app, one after the other; who waits for its turn is not lost with the daemon.
+
+    Args:
+        work: a reload.
+        ledger: has the next daemon know that one waits.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[Mapping[str, Any]]], ledger: Ledger) -> None:
+        self.alone = asyncio.Lock()
+        """Held by what needs that the config stays as it is."""
+        self._work = work
+        self._ledger = ledger
+        self._waiting = 0
+
+    def ask(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
+        """Do one when it is its turn; raises as it does."""
+        self._waiting += 1
+        self._ledger.put(WAITING, True)
+        return self._take_turn()
+
+    async def _take_turn(self) -> Mapping[str, Any]:
+        async with self.alone:
+            self._waiting -= 1
+            if not self._waiting:
+                self._ledger.drop(WAITING)
+            return await self._work()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether one is yet to read the files."""
+        return self._waiting > 0
+
+    @property
+    def left(self) -> bool:
+        """Whether one waited for its turn in the daemon before."""
+        return not self._waiting and WAITING in self._ledger.table
 
 
 async def run(app: App) -> dict[str, Any]:

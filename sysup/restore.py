@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from sysup import config
@@ -30,8 +30,12 @@ LOOK_AGAIN = 0.01
 Adopt = Callable[[WatcherSpec, Mapping[str, Any] | None], Watcher]
 
 
-def restore_watchers(estate: Estate, loaded: Config, board: Board, adopt: Adopt) -> None:
+def restore_watchers(
+    estate: Estate, loaded: Config, board: Board, adopt: Adopt
+) -> list[Coroutine[Any, Any, Any]]:
     """Make the watchers that were, `adopt` each, and hand it what is of it.
+
+    Returns the commands that waited for their turns, to be carried out.
 
     Args:
         loaded: the config that the daemon before had read.
@@ -43,13 +47,14 @@ def restore_watchers(estate: Estate, loaded: Config, board: Board, adopt: Adopt)
     places: dict[str, list[tuple[int, Any]]] = {}
     for (name, wid), saved in estate.ledger.find("place"):
         places.setdefault(str(name), []).append((int(wid), saved))
+    watchers: dict[str, Watcher] = {}
     for (name,), record in estate.ledger.find("watcher"):
         try:
             spec = restored_spec(loaded, str(name), record)
         except SysupError as error:
             log.error("cannot go on with %s: %s", name, error, extra=about(str(name)))
             continue
-        watcher = adopt(spec, record["added"])
+        watcher = watchers[spec.name] = adopt(spec, record["added"])
         watcher.restore(record, places.get(spec.name, ()), bodies.pop(spec.name, ()))
     for orphan in (body for several in bodies.values() for body in several):
         orphan.give_up(board.os)
@@ -59,6 +64,18 @@ def restore_watchers(estate: Estate, loaded: Config, board: Board, adopt: Adopt)
         known = {body.cgroup.path for body in board.known_bodies() if body.cgroup}
         for stray in cgroups.strays(known):
             stray.kill()
+    return resumed(estate, watchers)
+
+
+def resumed(estate: Estate, watchers: Mapping[str, Watcher]) -> list[Coroutine[Any, Any, Any]]:
+    """What was asked of the watchers and waited for its turn, in the order in which it came."""
+    work = []
+    for (name, number), words in sorted(estate.ledger.find("asked")):
+        if watcher := watchers.get(str(name)):
+            work += watcher.resume(int(number), words)
+        else:
+            estate.ledger.drop(("asked", name, number))
+    return work
 
 
 def restored_spec(loaded: Config, name: str, record: Mapping[str, Any]) -> WatcherSpec:

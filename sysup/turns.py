@@ -1,4 +1,10 @@
-"""The commands to one watcher: each in its turn, each until the watcher has come to rest."""
+"""The commands to one watcher: each in its turn, each until the watcher has come to rest.
+
+What is asked is noted, in words, before anybody is told that it was accepted, until it has taken
+effect on what is wanted. So a command that waits for its turn is not lost with the daemon: the
+next one carries it out. Commands take effect in the order in which they came, so one number,
+which is kept with what is wanted, says which of them have; none is carried out twice.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from sysup.protocol import SysupError
 
@@ -14,6 +21,18 @@ Condition = Callable[[], bool]
 
 class Superseded(SysupError):
     """A stop came before the command was through."""
+
+
+@dataclass
+class Asked:
+    """A command that was asked for."""
+
+    number: int
+    words: list[Any]
+    """What it is, as JSON can say it."""
+    outlasts: bool
+    """Whether it holds though a stop came after it."""
+    is_superseded: bool = False
 
 
 @dataclass
@@ -29,28 +48,69 @@ class Turns:
 
     Args:
         loop: where the commands run.
+        note: has the next daemon know a command by its number; None: no more.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, note: Callable[[int, list[Any] | None], None]
+    ) -> None:
+        self.number = 0
+        """Of the last command that has taken effect."""
         self._loop = loop
+        self._note = note
         self._lock = asyncio.Lock()
         self._waiters: list[Waiter] = []
-        self._superseded = 0
+        self._asked: dict[int, Asked] = {}
+        self._last = 0
 
     @property
     def taken(self) -> bool:
         """Whether a command is under way."""
         return self._lock.locked()
 
-    @asynccontextmanager
-    async def mine(self) -> AsyncIterator[Callable[[], bool]]:
-        """Wait behind earlier commands; gives a function that tells whether it is still so.
+    def ask(self, words: list[Any], *, outlasts: bool = False, number: int = 0) -> Asked:
+        """Take a command; it is to be `mine` next.
 
-        It is not when `supersede` was called since the command came.
+        `number`: that which another daemon gave it.
         """
-        superseded = self._superseded
-        async with self._lock:
-            yield lambda: self._superseded == superseded
+        asked = Asked(number or self._last + 1, words, outlasts)
+        self._last = max(self._last, asked.number)
+        self._asked[asked.number] = asked
+        self._note(asked.number, words)
+        return asked
+
+    def becomes(self, asked: Asked, words: list[Any]) -> None:
+        """Of a command only this is left to be done."""
+        asked.words = words
+        if asked.number in self._asked:
+            self._note(asked.number, words)
+
+    def takes_effect(self, asked: Asked) -> None:
+        """Of a command nothing is left to be done, once what is wanted is saved."""
+        self.number = asked.number
+
+    def go_on(self, number: int) -> None:
+        """Count on from another daemon, of which this command was the last to take effect."""
+        self.number = number
+        self._last = max(self._last, number)
+
+    @asynccontextmanager
+    async def mine(self, asked: Asked) -> AsyncIterator[None]:
+        """Wait behind earlier commands."""
+        try:
+            async with self._lock:
+                yield
+        finally:
+            self._forget(asked)
+
+    def forget_all(self) -> None:
+        """No command is to be carried out any more."""
+        for asked in list(self._asked.values()):
+            self._forget(asked)
+
+    def _forget(self, asked: Asked) -> None:
+        if self._asked.pop(asked.number, None):
+            self._note(asked.number, None)
 
     async def rest(self, condition: Condition) -> None:
         """Wait until an `answer` finds that the condition holds. Raises Superseded."""
@@ -70,8 +130,11 @@ class Turns:
                 self._waiters.append(waiter)
 
     def supersede(self, reason: str, spared: Condition) -> None:
-        """End all commands but those that wait for `spared`."""
-        self._superseded += 1
+        """End all commands but those that outlast it, or wait for `spared`."""
+        for asked in list(self._asked.values()):
+            if not asked.outlasts:
+                asked.is_superseded = True
+                self._forget(asked)
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if waiter.condition == spared:

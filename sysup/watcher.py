@@ -14,10 +14,10 @@ import json
 import logging
 import math
 import signal
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from sysup import config
 from sysup.board import Board
@@ -41,9 +41,11 @@ from sysup.plan import (
 )
 from sysup.protocol import SysupError
 from sysup.slots import Slots
-from sysup.turns import Condition, Superseded, Turns
+from sysup.turns import Asked, Condition, Superseded, Turns
 
 log = logging.getLogger("sysup.watcher")
+T = TypeVar("T")
+Work: TypeAlias = Coroutine[Any, Any, T]
 
 
 class Watcher:
@@ -67,7 +69,7 @@ class Watcher:
         self._launched = -math.inf
         """When the last slot was made."""
         self._closed = False
-        self._turns = Turns(board.loop)
+        self._turns = Turns(board.loop, self._note)
         self._again: asyncio.TimerHandle | None = None
         self._published = "stopped"
 
@@ -100,24 +102,28 @@ class Watcher:
         return self._is_up()
 
     # ---- commands ------------------------------------------------------------------------
+    #
+    # Each is noted when it is called, not only when it is awaited.
 
-    async def start(self) -> dict[str, Any]:
+    def start(self) -> Work[dict[str, Any]]:
         """Be up; ends when every process runs, waits to be retried, or was given up."""
-        return await self._bring_up()
+        return self._bring_up(self._turns.ask(["start"]))
 
-    async def restart(self) -> dict[str, Any]:
+    def restart(self) -> Work[dict[str, Any]]:
         """Stop all, then start all."""
-        return await self._bring_up(afresh=True)
+        return self._bring_up(self._turns.ask(["restart"]))
 
-    async def _bring_up(self, *, afresh: bool = False) -> dict[str, Any]:
+    async def _bring_up(self, asked: Asked) -> dict[str, Any]:
         before = self._pids()
-        async with self._my_turn() as still_mine:
-            if afresh:
+        async with self._my_turn(asked) as still_mine:
+            if asked.words == ["restart"]:
                 self.want = Want.DOWN
                 self.board.wake(self)
+                self._turns.becomes(asked, ["start"])
             if self.want is Want.DOWN and self.slots.places:  # a stop is not through
                 await self._rest(self._is_down)
                 still_mine()
+            self._turns.takes_effect(asked)
             self.begin_start()
             await self._rest(self._is_up)
         return self._difference(before)
@@ -132,10 +138,13 @@ class Watcher:
                 self.slots.handle(place, Start())
         self.board.wake(self)
 
-    async def stop(self) -> dict[str, Any]:
+    def stop(self) -> Work[dict[str, Any]]:
         """Be down; pre-empts other commands; ends when nothing of the processes is left."""
         before = self._pids()
         self.begin_stop()
+        return self._come_down(before)
+
+    async def _come_down(self, before: set[int]) -> dict[str, Any]:
         await self._rest(self._is_down)
         return self._difference(before)
 
@@ -150,16 +159,20 @@ class Watcher:
         self.touched = True
         self._turns.supersede(f"{self.name} was told to stop", self._is_down)
 
-    async def reload(self, *, sequential: bool = False) -> dict[str, Any]:
+    def reload(self, *, sequential: bool = False) -> Work[dict[str, Any]]:
         """Replace every process by one of the present options, without a gap.
 
         Old processes go as new ones have proven themselves. Raises SysupError when the new
         ones fail; the old ones run on, and go if the new ones recover.
         """
+        return self._replace_all(self._turns.ask(["reload", sequential]), sequential)
+
+    async def _replace_all(self, asked: Asked, sequential: bool) -> dict[str, Any]:
         before = self._pids()
-        async with self._my_turn():
+        async with self._my_turn(asked):
             if self.want is Want.DOWN:
                 raise SysupError(f"{self.name} is stopped")
+            self._turns.takes_effect(asked)
             if self.spec.send_hup:
                 self.slots.signal(signal.SIGHUP)
                 return self._difference(before)
@@ -169,31 +182,42 @@ class Watcher:
             self._publish("reload")
         return self._difference(before)
 
-    async def scale(self, change: int) -> int:
+    def scale(self, change: int) -> Work[int]:
         """Have so many processes more; those that stay are not touched. Returns the number.
 
         Raises MessageError when that would be more than there can be.
         """
-        async with self._turns.mine():
+        return self._scale(self._turns.ask(["scale", change], outlasts=True), change)
+
+    async def _scale(self, asked: Asked, change: int) -> int:
+        async with self._turns.mine(asked):
+            self._still_there()
             number = max(0, self.spec.numprocesses + change)
             if self.spec.singleton:
                 number = min(number, 1)
             self.slots.replace_spec(config.with_option(self.spec, "numprocesses", number))
             self.overrides = {**self.overrides, "numprocesses": number}
+            self._turns.takes_effect(asked)
             self.board.wake(self)
             await self._rest_if_up(self._is_up)
             return self.spec.numprocesses
 
-    async def set_options(self, options: Mapping[str, Any]) -> dict[str, str]:
+    def set_options(self, options: Mapping[str, Any]) -> Work[dict[str, str]]:
         """Change options; returns how each took effect.
 
         Raises MessageError for an unknown option or a value of the wrong type; then none
         of them is changed. Raises SysupError when processes of the new options fail; the
         old ones run on meanwhile.
         """
-        async with self._turns.mine():
+        asked = self._turns.ask(["set", dict(options)], outlasts=True)
+        return self._set_options(asked, options)
+
+    async def _set_options(self, asked: Asked, options: Mapping[str, Any]) -> dict[str, str]:
+        async with self._turns.mine(asked):
+            self._still_there()
             spec = config.with_options(self.spec, options)
             impacts = {key: config.impact(key) for key in options}
+            self._turns.takes_effect(asked)
             self.apply(spec, set(impacts.values()), {**self.overrides, **options})
             for _ in options:
                 self._publish("updated")
@@ -243,6 +267,7 @@ class Watcher:
         """The watcher is removed: let go of what it holds open; commands that wait end."""
         self._closed = True
         self._supersede()
+        self._turns.forget_all()
         self.slots.close()
         if self._again is not None:
             self._again.cancel()
@@ -307,7 +332,8 @@ class Watcher:
 
     def save(self) -> None:
         """Have the next daemon know what is wanted."""
-        if estate := self.board.setting.estate:
+        estate = self.board.setting.estate
+        if estate and not self._closed:
             estate.ledger.put(
                 ("watcher", self.name),
                 {
@@ -316,6 +342,7 @@ class Watcher:
                     "rollout": [self._rollout.surge, self._rollout.max_unavailable],
                     "launched": self._launched,
                     "published": self._published,
+                    "turn": self._turns.number,
                     **self.slots.record(),
                     "added": self.added,
                     "overrides": self.overrides,
@@ -332,6 +359,7 @@ class Watcher:
 
         The processes run on. What has happened to them meanwhile is taken for happening now.
         """
+        self._turns.go_on(record.get("turn", 0))
         self.overrides = record["overrides"]
         self.want, self.touched = Want(record["want"]), record["touched"]
         self._rollout = Rollout(*record["rollout"])
@@ -339,21 +367,47 @@ class Watcher:
         self.slots.restore(record, places, bodies)
         self.board.wake(self)
 
+    def resume(self, number: int, words: list[Any]) -> list[Work[Any]]:
+        """Carry out what another daemon was asked, if it has not been. After `restore`."""
+        if number <= self._turns.number:
+            self._note(number, None)
+            return []
+        asked = self._turns.ask(words, outlasts=words[0] in ("scale", "set"), number=number)
+        match words:
+            case ["reload", sequential]:
+                return [self._replace_all(asked, sequential)]
+            case ["scale", change]:
+                return [self._scale(asked, change)]
+            case ["set", options]:
+                return [self._set_options(asked, options)]
+            case _:
+                return [self._bring_up(asked)]
+
+    def _note(self, number: int, words: list[Any] | None) -> None:
+        if estate := self.board.setting.estate:
+            key = ("asked", self.name, number)
+            estate.ledger.drop(key) if words is None else estate.ledger.put(key, words)
+
     # ---- at rest -------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _my_turn(self) -> AsyncIterator[Callable[[], None]]:
+    async def _my_turn(self, asked: Asked) -> AsyncIterator[Callable[[], None]]:
         """Wait behind earlier commands; a stop that came meanwhile ends the command."""
-        async with self._turns.mine() as is_mine:
+        async with self._turns.mine(asked):
 
             def still_mine() -> None:
                 if self.board.ending:
                     raise Superseded(f"cannot start {self.name}: sysupd is ending")
-                if self._closed or not is_mine():
+                self._still_there()
+                if asked.is_superseded:
                     raise Superseded(f"{self.name} was told to stop")
 
             still_mine()
             yield still_mine
+
+    def _still_there(self) -> None:
+        if self._closed:
+            raise Superseded(f"{self.name} was removed")
 
     async def _rest(self, condition: Condition) -> None:
         """Wait until the condition holds after the plan has been carried out."""

@@ -627,6 +627,7 @@ def test_describe(world: World) -> None:
         "retry_in": None,
         "reason": "exit code 5",
         "problem": None,
+        "config_problem": None,
         "processes": [
             {
                 "wid": 1,

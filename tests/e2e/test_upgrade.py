@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import command_line, until
+from tests.e2e.harness import children, command_line, until
 
 SLEEPERS = "[watcher:web]\ncmd = sleep 1000\nnumprocesses = 3\n"
 
@@ -70,6 +70,46 @@ def test_what_was_changed_at_run_time_stays_so(sysupd: Start) -> None:
     assert daemon.call("get", name="web", keys=["max_age"])["options"] == {"max_age": 5000}
     daemon.call("decr", name="web", nb=3, waiting=True)
     assert len(daemon.pids("web")) == 2
+
+
+DEAF = """[watcher:%s]
+cmd = sh -c '[ -e %s ] || trap : TERM; while :; do sleep 1000 & wait; done'
+graceful_timeout = 1000
+"""
+
+
+def test_commands_that_wait_for_their_turns_are_carried_out(sysupd: Start, tmp_path: Path) -> None:
+    """Each of them once, in order, by whichever daemon: also what is left of one that was begun."""
+    names = ("plain", "stopped", "gone")
+    hears = tmp_path / "hears"
+    daemon = sysupd("".join(DEAF % (name, hears) for name in names))
+    before = {name: daemon.pids(name)[0] for name in names}
+    until(lambda: all(map(children, before.values())), "they are deaf")
+    hears.touch()
+    for name in names:
+        assert daemon.call("restart", name=name)["status"] == "ok"
+        until(lambda: daemon.status(name) == "stopping", "it waits for the old process")  # noqa: B023
+        daemon.call("set", name=name, options={"numprocesses": 2, "max_age": 4000})
+        daemon.call("incr", name=name, nb=2)
+        daemon.call("reload", name=name)
+        daemon.call("decr", name=name)
+    daemon.call("stop", name="stopped")
+    for _ in range(3):
+        daemon.upgrade()
+    assert [daemon.pids(name) for name in names] == [[pid] for pid in before.values()]
+    daemon.call("rm", name="gone", nostop=True)
+    for pid in before.values():
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(daemon.pids("plain")) == 3, "one and two and one, and one less")
+    told = daemon.call("get", name="plain", keys=["numprocesses", "max_age"])["options"]
+    assert told == {"numprocesses": 3, "max_age": 4000}
+    until(lambda: daemon.status("stopped") == "stopped", "a stop pre-empts what would start it")
+    told = daemon.call("get", name="stopped", keys=["numprocesses", "max_age"])["options"]
+    assert told == {"numprocesses": 3, "max_age": 4000}
+    daemon.upgrade()
+    daemon.call("set", name="plain", options={"max_age": 1}, waiting=True)
+    assert daemon.call("get", name="plain", keys=["numprocesses"])["options"] == {"numprocesses": 3}
+    assert daemon.call("list")["watchers"] == ["plain", "stopped"]
 
 
 def grew(log: Path, size: int) -> bool:

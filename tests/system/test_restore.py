@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -51,6 +52,22 @@ def test_processes_run_on_without_a_daemon(app: App) -> None:
     assert "2 processes run on" in app.machine.journal("-u", app.unit)
     app.ctl("stop", "w")
     assert app.pids() == set()
+
+
+def test_a_command_that_waits_for_its_turn_outlives_the_daemon(app: App) -> None:
+    """It was answered, so it is done; a restart that had stopped all starts all."""
+    deaf = "sh -c 'trap : TERM; while :; do sleep 1000 & wait; done'"
+    before = app.pids()
+    app.ctl("add", "--start", "--option", "graceful_timeout=1000", "deaf", deaf)
+    (pid,) = until(lambda: app.machine.pids("sh -c trap : TERM"), "it is deaf")
+    app.ctl("restart", "--no-wait", "deaf")
+    until(lambda: "stopping" in app.ctl("status", "deaf", check=False).stdout, "it was told to end")
+    app.ctl("incr", "--no-wait", "deaf")
+    kill(app)
+    kill(app)
+    assert app.pids() == before
+    app.machine.run(["kill", "-KILL", str(pid)])
+    until(lambda: len(json.loads(app.ctl("list", "deaf", "--json").stdout)["pids"]) == 2, "two")
 
 
 @pytest.mark.parametrize("wrong", ["in part", "as a whole", "gone"])
