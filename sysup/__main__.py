@@ -25,6 +25,8 @@ from sysup.upgrade import answer_self_test
 
 EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
+STARTED = 10.0
+"""Seconds after which most of what is there will be for long."""
 PID_DIGITS = 20
 
 
@@ -96,7 +98,8 @@ def main(
 def keep_for_good() -> None:
     """Have the garbage collector not look again at what is there now: modules and the config.
 
-    It looks at all else in one go, which the loop waits for.
+    It looks at all else in one go, which the loop waits for. So it is done once more when the app
+    has started: what is kept of a process makes no cycles, and goes without the collector.
     """
     gc.collect()
     gc.freeze()
@@ -129,7 +132,9 @@ async def run(
     notifier: Notifier,
 ) -> int:
     """Run an app to its end; returns the daemon's exit status."""
-    daemon = Daemon(loaded, asyncio.get_running_loop(), own_log, files, inherited, notifier)
+    loop = asyncio.get_running_loop()
+    daemon = Daemon(loaded, loop, own_log, files, inherited, notifier)
+    loop.call_later(STARTED, keep_for_good)
     if pidfile:
         write_pidfile(pidfile)
     try:

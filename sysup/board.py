@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sysup.body import Body, Setting
+from sysup.pace import Backlog
 from sysup.process import OS
 from sysup.remains import Remains
 from sysup.streams import Pump
@@ -51,7 +52,9 @@ class Board:
         """Whether all is to be down for good: nothing is started any more."""
         self.bodies: dict[int, Body] = {}
         """By pid: the processes that live in slots."""
-        self.remains = Remains(loop, os, self.bodies.keys)
+        self.backlog = Backlog(loop)
+        """What follows from deaths, of which there may be a thousand at once."""
+        self.remains = Remains(loop, os, self.bodies.keys, self.backlog)
         self._awake: dict[Actor, None] = {}
         self._turn: asyncio.Handle | None = None
 

@@ -18,6 +18,7 @@ from sysup.config import Role
 from sysup.events import HIDDEN
 from sysup.machine import Want
 from sysup.matching import matching
+from sysup.pace import in_turns
 from sysup.properties import Properties
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
 from sysup.stdin import send as send_text
@@ -436,16 +437,16 @@ def decr(app: App, p: Properties) -> Later:
 
 
 @command(Role.OPERATE)
-def signal_(app: App, p: Properties) -> Reply:
+def signal_(app: App, p: Properties) -> Soon:
     """Send a signal to processes."""
-    find(app, p.text("name")).slots.signal(
+    steps = find(app, p.text("name")).slots.signal(
         p.signum("signum"),
         pid=p.pid(),
         child_pid=p.pid("childpid" if "childpid" in p else "child_pid"),
         children=p.flag("children"),
         recursive=p.flag("recursive"),
     )
-    return {}
+    return Soon(_then(in_turns(steps), _nothing))
 
 
 @command(Role.OPERATE)

@@ -36,6 +36,7 @@ from sysup.keys import Keys
 from sysup.pace import in_turns
 from sysup.peers import Access, Peer, called
 from sysup.protocol import Errno, Request, SysupError
+from sysup.throttle import MOST_HELD, RATE, Throttle
 
 log = logging.getLogger("sysup.control")
 
@@ -56,6 +57,9 @@ LONGEST_NAME = 100
 """Characters of what a command is about that are logged."""
 LINGER = 500
 """Milliseconds that the last replies have to leave."""
+TOO_MANY = SysupError(
+    f"too many requests: {RATE} a second are answered, and {MOST_HELD} of yours wait already"
+)
 
 
 class Route(NamedTuple):
@@ -65,6 +69,14 @@ class Route(NamedTuple):
     envelope: list[bytes]
     fd: int
     """Of the connection that the request came by; it may be another one's by now."""
+
+
+class Asked(NamedTuple):
+    """A request as it came."""
+
+    route: Route
+    peer: Peer
+    data: bytes
 
 
 class Control:
@@ -90,6 +102,7 @@ class Control:
         """Those that are read in the loop's next turn."""
         self.events = Events(loop, self._context, wall)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._throttle = Throttle(loop, self._serve)
         self._working: Counter[int] = Counter()
         """How many of those are a connection's."""
         self.endpoints: list[str] = []
@@ -179,6 +192,7 @@ class Control:
 
     def close(self) -> None:
         """Let the last replies leave, then close everything."""
+        self._throttle.close()
         for task in self._tasks:
             task.cancel()
         for router in self._routers:
@@ -227,6 +241,17 @@ class Control:
         peer = Peer(message[-1], self._routers[router])
         route = Route(router, envelope, peer.fd)
         self._guards[router].took(route.fd, frames[1:])
+        if not self._throttle.take(route.fd, Asked(route, peer, data), len(data)):
+            self._send(route, self._refusal(TOO_MANY, protocol.request_id(data)))
+
+    def _serve(self, asked: Asked) -> None:
+        """A request whose turn has come. A message is a boundary: those after it are read."""
+        try:
+            self._reply(*asked)
+        except Exception:
+            log.exception("a message could not be taken")
+
+    def _reply(self, route: Route, peer: Peer, data: bytes) -> None:
         try:
             request = protocol.decode_request(data)
         except SysupError as error:

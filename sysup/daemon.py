@@ -403,6 +403,9 @@ class Daemon:
 
     def _reap(self) -> None:
         self._reaping = None
+        if self._board.backlog:  # a dead main is before them, and they would have to be searched
+            self._reap_soon()
+            return
         self._os.reap_strangers(self._board.bodies.keys())
 
     def _tick(self) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import selectors
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -72,6 +73,34 @@ def figures(loop: asyncio.AbstractEventLoop) -> dict[str, float]:
         "loop_blocked": round(pace.longest, 4),
         "loop_blocked_lately": round(pace.lately, 4),
     }
+
+
+class Backlog:
+    """Pieces of work that may be many at once: done in order, some in each turn of the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._pieces: deque[Callable[[], object]] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._pieces)
+
+    def put(self, piece: Callable[[], object]) -> None:
+        """Have it done soon."""
+        if not self._pieces:
+            self._loop.call_soon(self._work)
+        self._pieces.append(piece)
+
+    def _work(self) -> None:
+        until = self._loop.time() + TURN
+        try:
+            while self._pieces:
+                self._pieces.popleft()()
+                if self._loop.time() >= until:
+                    break
+        finally:  # what one raises, by a bug, must not stop the others
+            if self._pieces:
+                self._loop.call_soon(self._work)
 
 
 async def in_turns(work: Generator[None, None, T]) -> T:

@@ -20,8 +20,10 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Collection
+from functools import partial
 
 from sysup.body import Body
+from sysup.pace import Backlog
 from sysup.process import OS, Unclear
 from sysup.protocol import SysupError
 
@@ -42,6 +44,7 @@ class Remains:
         loop: the daemon's loop.
         os: the seam to the system.
         mains: the pids of all processes that live in slots; never touched here.
+        backlog: where what comes after a release, which may be a start, waits for its turn.
     """
 
     def __init__(
@@ -49,10 +52,12 @@ class Remains:
         loop: asyncio.AbstractEventLoop,
         os: OS,
         mains: Callable[[], Collection[int]],
+        backlog: Backlog,
     ) -> None:
         self._loop = loop
         self._os = os
         self._mains = mains
+        self._backlog = backlog
         self._bodies: dict[int, Body] = {}
         self._look: asyncio.TimerHandle | None = None
         self._not_before = 0.0
@@ -105,18 +110,19 @@ class Remains:
         if body.read_out:
             body.tell_output()
         if body.dead and body.tree_empty and (body.read_out or body.abandoned):
-            self._bury(body)
-            if body.on_released:
-                release, body.on_released = body.on_released, None
-                release(body.serial)
+            self._backlog.put(partial(self._bury, body))
 
     def _bury(self, body: Body) -> None:
-        self._bodies.pop(body.serial, None)
+        if self._bodies.pop(body.serial, None) is None:
+            return  # it was told so more than once
         if body.cgroup:
             body.cgroup.remove()
         body.on_buried()
         if not self._bodies:
             self._empty.set()
+        if body.on_released:
+            release, body.on_released = body.on_released, None
+            release(body.serial)
 
     def _clears_group(self, body: Body) -> bool:
         """Kill what is left in the cgroup of a body; whether nothing was."""
@@ -167,7 +173,8 @@ class Remains:
             pids = left.get(body.process.pid, set())
             body.tree_empty = not [pid for pid in pids if self._kill(self._os.kill, pid)]
             self.check(body)
-        self._os.reap_strangers(self._mains())
+        if not self._backlog:  # else a dead main is before them, and they are to be searched
+            self._os.reap_strangers(self._mains())
         now = self._loop.time()
         self._not_before = now + LOOK_SHARE * (now - begun)
         if any(not body.tree_empty for body in self._bodies.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -47,6 +47,7 @@ from sysup.place import Place, Tally
 from sysup.plan import NOT_SERVING
 from sysup.process import Unreaped
 from sysup.protocol import SysupError
+from sysup.stats import Steps
 from sysup.stdin import Input
 
 log = logging.getLogger("sysup.slots")
@@ -198,11 +199,9 @@ class Slots:
         child_pid: int | None = None,
         children: bool = False,
         recursive: bool = False,
-    ) -> None:
+    ) -> Steps[None]:
         """Send a signal to processes, or below them; dying of it counts as no crash."""
-        for place, body in self.bodies:
-            if pid is not None and body.process.pid != pid:
-                continue
+        for place, body in self._meant(pid):
             if child_pid is not None:
                 self.board.os.signal_child(body.process, child_pid, signum)
             elif children or recursive:
@@ -210,15 +209,16 @@ class Slots:
             if child_pid is None and (recursive or not children):
                 self.handle(place, Signalled(body.serial, signum))
                 self.board.os.signal(body.process, signum)
+            yield
 
-    def recycle(self, pid: int | None, signum: int | None, graceful_timeout: float | None) -> None:
+    def recycle(
+        self, pid: int | None, signum: int | None, graceful_timeout: float | None
+    ) -> Steps[None]:
         """Begin to end processes (one, or all) that are to be started afresh.
 
         `signum` and `graceful_timeout` (seconds) stand in for the options.
         """
-        for place, body in self.bodies:
-            if pid is not None and body.process.pid != pid:
-                continue
+        for place, _ in self._meant(pid):
             if signum is not None or graceful_timeout is not None:
                 stage = self.spec.stop_signal[0]
                 stage = replace(
@@ -228,6 +228,13 @@ class Slots:
                 )
                 place.life.spec = replace(place.life.spec, stop_signal=(stage,))
             self.handle(place, Recycle())
+            yield
+
+    def _meant(self, pid: int | None) -> Iterator[tuple[Place, Body]]:
+        """All processes or one, each if it still lives when its turn comes."""
+        for place, body in self.bodies:
+            if pid in (None, body.process.pid) and place.body is body and place.life.alive:
+                yield place, body
 
     def inputs(self, wid: int | None = None, pid: int | None = None) -> list[Input]:
         """The standard inputs of its processes: of all that are not being stopped, or of one.
@@ -296,15 +303,20 @@ class Slots:
         self.handle(place, Spawned(body.serial))
 
     def _watch(self, place: Place, body: Body) -> None:
-        """Have `_on_exit` called when the process ends."""
+        """Have `_on_exit` called, in its turn, when the process ends."""
         place.body = body
         self.board.bodies[body.process.pid] = body
-        self.board.loop.add_reader(body.process.pidfd, self._on_exit, place, body)
+        self.board.loop.add_reader(body.process.pidfd, self._has_ended, place, body)
+
+    def _has_ended(self, place: Place, body: Body) -> None:
+        """The pidfd is readable: the process has ended, once and for all."""
+        self.board.loop.remove_reader(body.process.pidfd)
+        self.board.backlog.put(partial(self._on_exit, place, body))
 
     def _on_exit(self, place: Place, body: Body) -> None:
-        """The pidfd is readable: the process has ended, once and for all."""
         board = self.board
-        board.loop.remove_reader(body.process.pidfd)
+        if body.process.pidfd < 0:
+            return  # it was forgotten
         try:
             status = board.os.wait(body.process)
         except Unreaped:

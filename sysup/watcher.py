@@ -28,6 +28,7 @@ from sysup.machine import (
     State,
     Want,
 )
+from sysup.pace import in_turns
 from sysup.place import Tally
 from sysup.plan import (
     LOOPING,
@@ -174,7 +175,7 @@ class Watcher:
                 raise SysupError(f"{self.name} is stopped")
             self._turns.takes_effect(asked)
             if self.spec.send_hup:
-                self.slots.signal(signal.SIGHUP)
+                await in_turns(self.slots.signal(signal.SIGHUP))
                 return self._difference(before)
             self._next_generation(sequential)
             await self._rest(self._is_rolled_out)
@@ -260,7 +261,7 @@ class Watcher:
 
         `signum` and `graceful_timeout` (seconds) stand in for the watcher's own.
         """
-        self.slots.recycle(pid, signum, graceful_timeout)
+        await in_turns(self.slots.recycle(pid, signum, graceful_timeout))
         await self._rest(self._is_up if self.want is Want.UP else self._is_down)
 
     def close(self) -> None:

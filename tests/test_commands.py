@@ -28,6 +28,7 @@ from sysup.protocol import (
     UnknownCommand,
     Written,
 )
+from sysup.stats import whole
 from sysup.stdin import LIMIT
 from sysup.watcher import Watcher
 from tests.world import World
@@ -311,7 +312,7 @@ def test_who_is_sent_to(app: FakeApp, world: World, cat: Watcher) -> None:
     app.ask("send", name="cat", text="y", pid="106")
     assert received(world) == {106: b"y\n"}
     world.os.deaf.add(signal.SIGTERM)
-    cat.slots.signal(signal.SIGUSR1)
+    whole(cat.slots.signal(signal.SIGUSR1))
     world.begin(cat.kill(104, None, None))
     assert app.ask("send", name="cat", text="z")["processes"] == 2
     assert received(world) == {105: b"z\n", 106: b"z\n"}

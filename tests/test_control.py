@@ -15,6 +15,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from sysup import throttle
 from sysup.commands import COMMANDS, App, Command, Later, Soon
 from sysup.config import Role
 from sysup.control import BATCH, Control
@@ -480,3 +481,25 @@ def test_a_port_that_is_taken(server: Server) -> None:
             server.control.serve(endpoint, Role.READ)
     server.control.serve(endpoint, Role.READ)
     assert server.run(server.ask(server.client(endpoint=endpoint), "ping"))["status"] == "ok"
+
+
+def test_a_flood_waits_and_nobody_else(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RATE": 0.001, "BURST": 3, "MOST_HELD": 5}.items():
+        monkeypatch.setattr(throttle, name, value)
+
+    async def ask() -> None:
+        flood, other = server.client(), server.client()
+        for number in range(10):
+            await flood.send(json.dumps({"id": number, "command": "ping"}).encode())
+        replies = [json.loads(await flood.recv()) for _ in range(5)]
+        assert [reply["id"] for reply in replies] == [0, 1, 2, 8, 9], "five wait"
+        assert [reply["status"] for reply in replies] == [*["ok"] * 3, *["error"] * 2]
+        assert "too many requests" in replies[-1]["reason"]
+        assert (await server.ask(other, "ping", n=1))["pong"] == 1
+        monkeypatch.setattr(throttle, "RATE", 1e6)
+        replies = [json.loads(await flood.recv()) for _ in range(5)]
+        assert [(reply["id"], reply["status"]) for reply in replies] == [
+            (number, "ok") for number in range(3, 8)
+        ]
+
+    server.run(ask())

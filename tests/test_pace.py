@@ -6,11 +6,13 @@ import asyncio
 import selectors
 import time
 from collections.abc import Generator, Iterator
+from functools import partial
 
 import pytest
 
 from sysup import pace
-from sysup.pace import LATELY, TURN, Loop, Pace, in_turns
+from sysup.pace import LATELY, TURN, Backlog, Loop, Pace, in_turns
+from tests.world import World
 
 
 class Clock:
@@ -117,3 +119,39 @@ def test_long_work_lets_others_have_their_turns(monkeypatch: pytest.MonkeyPatch)
 
     assert asyncio.run(both()) == "done"
     assert 9 <= turns <= 12
+
+
+# ---- a backlog ---------------------------------------------------------------------------
+
+
+def test_a_backlog_is_done_in_order_some_in_each_turn(world: World) -> None:
+    backlog, done, turns = Backlog(world.loop), list[int](), list[int]()
+
+    def piece(number: int) -> None:
+        world.loop.now += TURN / 4
+        done.append(number)
+        if number == 9:
+            backlog.put(partial(piece, 10))
+
+    def turn() -> None:
+        turns.append(len(done))
+        if backlog:
+            world.loop.call_soon(turn)
+
+    for number in range(10):
+        backlog.put(partial(piece, number))
+    turn()
+    world.loop.settle()
+    assert done == [*range(11)]
+    assert turns == [0, 4, 8, 11]
+
+
+def test_what_one_piece_raises_does_not_stop_the_others(world: World) -> None:
+    backlog, done = Backlog(world.loop), list[int]()
+    backlog.put(partial(int, "x"))
+    backlog.put(partial(done.append, 1))
+    world.loop.settle()
+    assert done == [1]
+    (problem,) = world.loop.problems
+    assert isinstance(problem["exception"], ValueError)
+    world.loop.problems.clear()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from sysup.config import FlappingSpec, Restart
 from sysup.protocol import SysupError
+from sysup.stats import whole
 from sysup.watcher import Watcher
 from tests.world import World
 
@@ -24,8 +25,8 @@ EVENTS: dict[str, Callable[[World, Watcher], object]] = {
     "stop": lambda world, watcher: watcher.begin_stop(),
     "more": lambda world, watcher: begin(world, watcher.scale(1)),
     "fewer": lambda world, watcher: begin(world, watcher.scale(-1)),
-    "recycle": lambda world, watcher: watcher.slots.recycle(None, None, 1.0),
-    "signal": lambda world, watcher: watcher.slots.signal(10),
+    "recycle": lambda world, watcher: whole(watcher.slots.recycle(None, None, 1.0)),
+    "signal": lambda world, watcher: whole(watcher.slots.signal(10)),
     "one dies": lambda world, watcher: die(world, 1),
     "all die": lambda world, watcher: die(world, 9),
     "reload": lambda world, watcher: begin(world, watcher.reload()),

@@ -15,6 +15,7 @@ from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
 from sysup.slots import REPORT_WITHIN
+from sysup.stats import whole
 from sysup.turns import Superseded
 from sysup.watcher import Watcher
 from tests.world import World
@@ -402,7 +403,7 @@ def test_kill_where_nothing_runs_ends(world: World) -> None:
 )
 def test_signal(world: World, options: dict[str, Any], sent: list[tuple[str, int]]) -> None:
     watcher = up(world, numprocesses=2)
-    watcher.slots.signal(signal.SIGUSR1, **options)
+    whole(watcher.slots.signal(signal.SIGUSR1, **options))
     assert [(what, pid) for what, pid, _ in world.os.sent] == sent
 
 
@@ -410,7 +411,7 @@ def test_a_death_by_a_signal_that_was_asked_for_is_no_crash(world: World) -> Non
     watcher = world.watcher()
     world.run(watcher.start())
     for _ in range(5):
-        watcher.slots.signal(signal.SIGTERM)
+        whole(watcher.slots.signal(signal.SIGTERM))
         world.loop.settle()
     assert pids(watcher) == [106]
     assert {name for name, _ in world.events} == {"spawn", "start", "reap"}
@@ -756,3 +757,48 @@ def test_close_cancels_all_timers(world: World) -> None:
     watcher.close()
     world.loop.advance(60.0)
     assert len(world.told("flapping")) == 1
+
+
+# ---- many at once ------------------------------------------------------------------------
+
+
+def test_many_deaths_do_not_block_the_loop(world: World) -> None:
+    """Each is followed by a start, and between them others have their turns."""
+    watcher = up(world, numprocesses=40, flapping=CALM)
+    spawned = len(world.os.born)
+    world.os.cost = TURN / 3
+    for pid in pids(watcher):
+        world.os.die(pid, pipes=False)
+    turns: list[int] = []
+
+    def turn() -> None:
+        turns.append(len(world.os.born))
+        if turns[-1] < spawned + 40:
+            world.loop.call_soon(turn)
+
+    turn()
+    world.loop.settle()
+    assert len(pids(watcher)) == 40
+    assert max(b - a for a, b in itertools.pairwise(turns)) <= 6, "of deaths, and of the plan"
+
+
+def test_what_dies_before_its_turn_is_not_ended_again(world: World) -> None:
+    watcher = up(world, numprocesses=3)
+    steps = watcher.slots.recycle(None, None, None)
+    next(steps)
+    world.os.die(102)
+    world.loop.settle()
+    whole(steps)
+    world.loop.advance(1.0)
+    assert [pid for what, pid, _ in world.os.sent if what == "process"] == [101, 103]
+    assert sorted(pids(watcher)) == [104, 105, 106]
+
+
+def test_a_process_that_is_forgotten_as_it_dies_is_left_alone(world: World) -> None:
+    watcher = up(world)
+    (_, body), place = watcher.slots.bodies[0], watcher.slots.places[1]
+    watcher.slots._has_ended(place, body)
+    watcher.forget_processes()
+    world.os.living.clear()
+    world.loop.settle()
+    assert world.told("reap") == []

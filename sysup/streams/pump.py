@@ -217,8 +217,10 @@ class Stream:
         self.ended = True
         lib.stream_free(self._native)
         self._sink._leave()
-        if self._on_eof:
-            self._on_eof(self)
+        # Who is told mostly holds the stream; without a way back it needs no garbage collector.
+        on_eof, self._on_eof = self._on_eof, None
+        if on_eof:
+            on_eof(self)
 
 
 class Sink:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -10,12 +11,14 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sysup.streams import Stream
 from tests.streams.house import (
     PATIENCE,
     House,
@@ -242,6 +245,30 @@ def test_the_end_is_told_after_the_last_byte_is_written(house: House, tmp_path: 
     os.close(writing)
     house.until(lambda: seen)
     assert seen == [b"last words"]
+
+
+def test_who_heard_of_the_end_needs_no_garbage_collector(house: House, tmp_path: Path) -> None:
+    """Though it holds the stream: else a thousand processes are looked through to find it."""
+
+    class Owner:
+        stream: Stream | None = None
+
+        def hear(self, stream: Stream) -> None:
+            self.ended = stream is self.stream
+
+    owner, (reading, writing) = Owner(), os.pipe()
+    stream = house.pump.add(reading, 1, house.file(tmp_path / "log"), on_eof=owner.hear)
+    owner.stream = stream
+    write_and_close(writing, b"one\n")
+    house.until(lambda: stream.ended)
+    assert owner.ended
+    gone = weakref.ref(owner)
+    gc.disable()
+    try:
+        del owner
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_copy_of_the_descriptor_does_no_harm(house: House, tmp_path: Path) -> None:
