@@ -21,6 +21,7 @@ from sysup.matching import matching
 from sysup.pace import in_turns
 from sysup.properties import Properties
 from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
+from sysup.roster import Roster
 from sysup.stdin import send as send_text
 from sysup.watcher import Watcher
 
@@ -44,13 +45,10 @@ class App(Protocol):
     """What the daemon offers to the commands."""
 
     watchers: dict[str, Watcher]
+    roster: Roster
 
     @property
     def takeovers(self) -> int: ...
-    def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher: ...
-    async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
-    async def start_all(self) -> None: ...
-    async def stop_all(self) -> None: ...
     @property
     def changed_files(self) -> list[str]: ...
     @property
@@ -353,7 +351,7 @@ def ipython(app: App, p: Properties) -> Reply:
 def start(app: App, p: Properties) -> Later:
     """Start watchers."""
     if "name" not in p:
-        return Later(_then(app.start_all(), _nothing))
+        return Later(_then(app.roster.start_all(), _nothing))
     watchers = match(app, p)
     if len(watchers) > 1:
         watchers = [w for w in watchers if w.spec.autostart]
@@ -364,7 +362,7 @@ def start(app: App, p: Properties) -> Later:
 def stop(app: App, p: Properties) -> Later:
     """Stop watchers."""
     if "name" not in p:
-        return Later(_then(app.stop_all(), _nothing))
+        return Later(_then(app.roster.stop_all(), _nothing))
 
     async def ended(work: Coroutine[Any, Any, Any]) -> None:
         await work
@@ -503,7 +501,7 @@ def set_(app: App, p: Properties) -> Later:
 def add(app: App, p: Properties) -> Reply | Later:
     """Make a new watcher."""
     options, saves = p.mapping("options"), to_be_saved(p)
-    watcher = app.add(p.text("name"), p.text("cmd"), p.anything("args"), options)
+    watcher = app.roster.add(p.text("name"), p.text("cmd"), p.anything("args"), options)
     saved = {"saved": app.save(watcher, {})} if saves else {}
     if p.flag("start"):
         return Later(_then(watcher.start(), lambda info: {**info, **saved}))
@@ -514,7 +512,7 @@ def add(app: App, p: Properties) -> Reply | Later:
 def rm(app: App, p: Properties) -> Later:
     """Remove a watcher, and stop it unless told otherwise."""
     watcher = find(app, p.text("name"))
-    return Later(_then(app.remove(watcher, nostop=p.flag("nostop")), _nothing))
+    return Later(_then(app.roster.remove(watcher, nostop=p.flag("nostop")), _nothing))
 
 
 @command(Role.ADMIN)

@@ -17,21 +17,21 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
-from sysup import __version__, config, pace, reload
+from sysup import __version__, pace, reload
 from sysup.board import Board
-from sysup.config import Config, WatcherSpec
+from sysup.config import Config
 from sysup.control import Control
-from sysup.diary import about
 from sysup.estate import Estate, Inheritance, is_part
 from sysup.herald import Herald
-from sysup.log import Log
+from sysup.log import Log, tell_event
 from sysup.meter import Meter
 from sysup.process import OS, Cgroups, become_subreaper, raise_nofile
-from sysup.protocol import CONTROL_SOCKET, MessageError, SysupError
+from sysup.protocol import CONTROL_SOCKET, SysupError
 from sysup.restore import end_left_behind, restore_watchers
+from sysup.roster import Roster
 from sysup.runtime import runtime_directory, take_lock
 from sysup.serving import Serving
 from sysup.sharing import Sharing
@@ -67,19 +67,6 @@ REPLY_WITHIN = 0.05
 LAST_LOOK = 0.01
 """Seconds between two looks whether killed processes are gone."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-LEVELS = {
-    "spawn": logging.DEBUG,
-    "ready": logging.DEBUG,
-    "kill": logging.DEBUG,
-    "reap": logging.DEBUG,
-    "sink_rotated": logging.DEBUG,
-    "sink_failed": logging.WARNING,
-    "output_lost": logging.WARNING,
-    "backoff": logging.WARNING,
-    "config_error": logging.ERROR,
-    "flapping": logging.WARNING,
-    "gave_up": logging.ERROR,
-}
 
 
 def wall() -> float:
@@ -150,6 +137,7 @@ class Daemon:
         )
         self._board = Board(loop, self._os, self._pump, self.publish, random.random)
         self._board.on_give_up = self._give_up
+        self.roster = Roster(self._board, self.watchers, lambda: self.config)
         sockets = {name: fds for name, fds in self._given.items() if name != CONTROL_SOCKET}
         self.sharing = Sharing(self._board, self._estate, self._serving, Sockets(sockets))
         self._meter = Meter(
@@ -201,7 +189,7 @@ class Daemon:
             gc.enable()
         else:
             self._begin()
-        start = self._job(self._in_order(Watcher.begin_start, lambda watcher: not watcher.touched))
+        start = self._job(self.roster.begin())
         start.add_done_callback(lambda _: self._herald.begun())
         await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
         self._serving.begin()
@@ -221,13 +209,13 @@ class Daemon:
         self._estate.ledger.put(JOURNAL, self._board.setting.to_journal)
         self.sharing.begin(self.config.sockets)
         for spec in self.config.watchers.values():
-            self.adopt(spec).save()
+            self.roster.adopt(spec).save()
         self._estate.begun()
 
     def _restore(self) -> None:
         """Go on where the daemon before was: its processes run on."""
         self.sharing.begin(self.config.sockets)
-        for work in restore_watchers(self._estate, self.config, self._board, self.adopt):
+        for work in restore_watchers(self._estate, self.config, self._board, self.roster.adopt):
             self._job(work)
         if self._reloads.left:
             self._job(self.reload_config())
@@ -240,25 +228,12 @@ class Daemon:
             "%s: taken over from the daemon before, %d processes run on", self.config.app, kept
         )
 
-    async def _in_order(
-        self, begin: Callable[[Watcher], T], which: Callable[[Watcher], bool] = lambda _: True
-    ) -> list[T]:
-        """Begin with what starts by itself: high priority first, `warmup_delay` between."""
-        pause = self.config.daemon.warmup_delay
-        begun: list[T] = []
-        for watcher in self._by_priority():
-            if watcher.spec.autostart and which(watcher):
-                if pause and begun:
-                    await asyncio.sleep(pause)
-                begun.append(begin(watcher))
-        return begun
-
     def quit(self, exit_status: int | None = None) -> None:
         """Stop everything and end; called once more, don't wait for anybody."""
         now = self.loop.time()
         if self._quitting:
             if now - self._told_at >= PATIENT:
-                self._kill_all()
+                self.roster.kill_all()
             return
         self._told_at = now
         self._quitting = self._board.ending = True
@@ -269,14 +244,6 @@ class Daemon:
         for job in self._jobs:
             job.cancel()
         self.loop.create_task(self._stop_and_end())
-
-    def _kill_all(self) -> None:
-        log.warning("told to end once more: killing what is left")
-        for body in list(self._board.bodies.values()):
-            try:
-                self._os.signal_group(body.process.pid, signal.SIGKILL)
-            except SysupError as error:
-                log.error("%s", error)
 
     @property
     def takeovers(self) -> int:
@@ -323,7 +290,7 @@ class Daemon:
         await self._ended.wait()
 
     async def _stop_and_end(self) -> None:
-        await self.stop_all()
+        await self.roster.stop_all()
         self._os.kill_strangers()
         await self._clear_cgroups()
         with contextlib.suppress(TimeoutError):
@@ -425,67 +392,9 @@ class Daemon:
 
     def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None:
         """Tell the log, the subscribers and systemd what happens to a watcher."""
-        level = LEVELS.get(event, logging.INFO)
-        if log.isEnabledFor(level):
-            concerns = about(watcher, payload.get("wid"), event)
-            log.log(level, "%s", describe_event(watcher, event, payload), extra=concerns)
+        tell_event(watcher, event, payload)
         self._control.events.publish(watcher, event, payload)
         self._herald.changed()
-
-    def adopt(self, spec: WatcherSpec, added: Mapping[str, Any] | None = None) -> Watcher:
-        """Have a watcher."""
-        watcher = Watcher(self._board, spec, added)
-        self.watchers[spec.name.lower()] = watcher
-        return watcher
-
-    def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher:
-        """Make a watcher at run time, stopped.
-
-        Raises MessageError for a name that is taken or options that are wrong.
-        """
-        spec = config.add(name, cmd, args, options, flapping=self.config.flapping)
-        if spec.name.lower() in self.watchers:
-            raise MessageError(f"program {spec.name} already exists")
-        watcher = self.adopt(spec, {"name": name, "cmd": cmd, "args": args, "options": options})
-        watcher.save()
-        self.publish(spec.name, "add", {})
-        return watcher
-
-    async def remove(self, watcher: Watcher, *, nostop: bool) -> None:
-        """Remove a watcher; its processes are stopped, or left running and forgotten."""
-        if nostop:
-            watcher.forget_processes()
-        else:
-            await watcher.stop()
-        if self.watchers.get(watcher.name.lower()) is watcher:  # not removed meanwhile
-            watcher.close()
-            del self.watchers[watcher.name.lower()]
-            self.publish(watcher.name, "remove", {})
-
-    def start_all(self) -> Coroutine[Any, Any, None]:
-        """Start what is to be started by itself: high priority first."""
-        for watcher in self.watchers.values():
-            if watcher.spec.autostart:
-                watcher.touched = False  # so a daemon that takes over starts what is left
-                watcher.save()
-        return self._start_all()
-
-    async def _start_all(self) -> None:
-        started = await self._in_order(lambda watcher: self.loop.create_task(watcher.start()))
-        results = await asyncio.gather(*started, return_exceptions=True)
-        for result in results:
-            if isinstance(result, Exception) and not isinstance(result, Superseded):
-                raise result
-
-    def stop_all(self) -> Coroutine[Any, Any, None]:
-        """Stop everything: low priority first, all at the same time."""
-        return self._all_stopped([w.stop() for w in reversed(self._by_priority())])
-
-    async def _all_stopped(self, stops: list[Coroutine[Any, Any, Any]]) -> None:
-        await asyncio.gather(*stops)
-
-    def _by_priority(self) -> list[Watcher]:
-        return sorted(self.watchers.values(), key=lambda w: (-w.spec.priority, w.name))
 
     def plan_reload(self) -> Mapping[str, Any]:
         """What `reload_config` would do; raises as it would."""
@@ -564,31 +473,3 @@ def extend_import_path(loaded: Config) -> None:
     for spec in loaded.watchers.values():
         paths += [path for path in spec.env.get("PYTHONPATH", "").split(":") if path]
     sys.path += [path for path in dict.fromkeys(paths) if path not in sys.path]
-
-
-def describe_event(watcher: str, event: str, payload: Mapping[str, Any]) -> str:
-    """An event as a line of the daemon's log."""
-    who = f"{watcher}.{payload['wid']}" if "wid" in payload else watcher
-    parts = [f"{who}: {event.replace('_', ' ')}"]
-    if payload.get("process_pid"):
-        parts.append(f"pid {payload['process_pid']}")
-    if event == "output_lost":
-        parts += [str(payload.get("stream", "")), *lost(payload)]
-    if "path" in payload:
-        parts.append(str(payload["path"]))
-    if "reason" in payload:
-        parts.append(str(payload["reason"]))
-    elif "exit_code" in payload:
-        parts.append(f"exit code {payload['exit_code']}")
-    if payload.get("retry_in"):
-        parts.append(f"next try in {payload['retry_in']:.1f} s")
-    return ", ".join(parts)
-
-
-def lost(payload: Mapping[str, Any]) -> list[str]:
-    """`12 lines (340 bytes) dropped`, and the same of those that were suppressed."""
-    return [
-        f"{payload[f'{how}_lines']} lines ({payload.get(f'{how}_bytes', 0)} bytes) {how}"
-        for how in ("dropped", "suppressed")
-        if payload.get(f"{how}_lines")
-    ]

@@ -22,8 +22,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sysup.config import DaemonSpec, WatcherSpec
-from sysup.machine import KILL_AGAIN, State, Want, ready_delay
+from sysup.machine import State, Want
 from sysup.place import Place
+from sysup.policy import ready_delay, stage_timeout
 from sysup.protocol import SysupError
 from sysup.pulse import Heart, Pulse
 from sysup.systemd import Notifier, watchdog_interval
@@ -126,11 +127,8 @@ def start_step(spec: WatcherSpec) -> float:
 
 def stop_step(spec: WatcherSpec) -> float:
     """Seconds that the stop of a process may take by its options."""
-    stages = (
-        spec.graceful_timeout if stage.timeout is None else stage.timeout
-        for stage in spec.stop_signal
-    )
-    return sum(stages) + KILL_AGAIN + spec.drain_timeout
+    stages = range(len(spec.stop_signal) + 1)
+    return sum(stage_timeout(spec, stage) for stage in stages) + spec.drain_timeout
 
 
 class Herald:

@@ -15,16 +15,33 @@ import logging.handlers
 import os
 import select
 import urllib.parse
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import click
 
-from sysup.diary import Diary, priority
+from sysup.diary import Diary, about, priority
 from sysup.protocol import SysupError
 from sysup.streams import Direct, Pump, journal, open_sink
 
+log = logging.getLogger("sysup")
+
 STANDARD_ERROR = ("-", "stdout")
 """Circus's words for it, too."""
+LEVELS = {
+    "spawn": logging.DEBUG,
+    "ready": logging.DEBUG,
+    "kill": logging.DEBUG,
+    "reap": logging.DEBUG,
+    "sink_rotated": logging.DEBUG,
+    "sink_failed": logging.WARNING,
+    "output_lost": logging.WARNING,
+    "backoff": logging.WARNING,
+    "config_error": logging.ERROR,
+    "flapping": logging.WARNING,
+    "gave_up": logging.ERROR,
+}
+"""Of events; others are information."""
 
 
 class Formatter(logging.Formatter):
@@ -163,3 +180,42 @@ def syslog_handler(url: str) -> logging.handlers.SysLogHandler:
         raise SysupError(f"cannot log to {url}: no such facility: {facility}")
     address = parts.path if not parts.hostname else (parts.hostname, parts.port or 514)
     return logging.handlers.SysLogHandler(address, names[facility])
+
+
+# ---- events ------------------------------------------------------------------------------
+
+
+def tell_event(watcher: str, event: str, payload: Mapping[str, Any]) -> None:
+    """Have what happens to a watcher in the log."""
+    level = LEVELS.get(event, logging.INFO)
+    if log.isEnabledFor(level):
+        concerns = about(watcher, payload.get("wid"), event)
+        log.log(level, "%s", describe_event(watcher, event, payload), extra=concerns)
+
+
+def describe_event(watcher: str, event: str, payload: Mapping[str, Any]) -> str:
+    """An event as a line of the daemon's log."""
+    who = f"{watcher}.{payload['wid']}" if "wid" in payload else watcher
+    parts = [f"{who}: {event.replace('_', ' ')}"]
+    if payload.get("process_pid"):
+        parts.append(f"pid {payload['process_pid']}")
+    if event == "output_lost":
+        parts += [str(payload.get("stream", "")), *lost(payload)]
+    if "path" in payload:
+        parts.append(str(payload["path"]))
+    if "reason" in payload:
+        parts.append(str(payload["reason"]))
+    elif "exit_code" in payload:
+        parts.append(f"exit code {payload['exit_code']}")
+    if payload.get("retry_in"):
+        parts.append(f"next try in {payload['retry_in']:.1f} s")
+    return ", ".join(parts)
+
+
+def lost(payload: Mapping[str, Any]) -> list[str]:
+    """`12 lines (340 bytes) dropped`, and the same of those that were suppressed."""
+    return [
+        f"{payload[f'{how}_lines']} lines ({payload.get(f'{how}_bytes', 0)} bytes) {how}"
+        for how in ("dropped", "suppressed")
+        if payload.get(f"{how}_lines")
+    ]

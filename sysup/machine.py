@@ -1,4 +1,4 @@
-"""The lifecycle of a process slot: states, restart policy, back-off, flapping.
+"""The lifecycle of a process slot: its states, and what leads from one to another.
 
 A slot is one place of a watcher; it holds one process at a time. `Lifecycle` is its state
 machine: one event in, a list of actions out. It is pure: it starts nothing, sends nothing,
@@ -23,25 +23,29 @@ entered, and the spec, so a restored slot needs no timer to be restored. Events 
 speak of a process carry its `serial`; one of an earlier process is stale and dropped in one
 place, so no rule needs to think of it.
 
-A death counts unless it was commanded. What follows is decided by `_after_death`: the first
-death after a stable run is answered at once, further ones with growing delays, and
-`flapping.attempts` of them within `flapping.window` seconds are a crash loop.
+Whether a death counts, after which delay it is answered, and how long to wait for what, is
+arithmetic of its own (policy.py).
 """
 
 from __future__ import annotations
 
-import signal
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
-from sysup.config import Restart, WatcherSpec
-
-KILL_AGAIN = 5.0
-"""Seconds until SIGKILL is sent once more to what has not died of it (a process in an
-uninterruptible sleep, or one that forked while it was killed)."""
+from sysup.config import WatcherSpec
+from sysup.policy import (
+    Answer,
+    History,
+    after_death,
+    counts,
+    describe_exit,
+    is_stable,
+    ready_delay,
+    restarts,
+    stage_timeout,
+)
 
 
 class State(StrEnum):
@@ -136,18 +140,7 @@ class Timeout:
 Event: TypeAlias = (
     Start | Stop | Recycle | Spawned | SpawnFailed | Ready | Signalled | Exited | Released | Timeout
 )
-EVENTS: tuple[type[Event], ...] = (
-    Start,
-    Stop,
-    Recycle,
-    Spawned,
-    SpawnFailed,
-    Ready,
-    Signalled,
-    Exited,
-    Released,
-    Timeout,
-)
+EVENTS: tuple[type[Event], ...] = get_args(Event)
 
 
 # ---- actions -----------------------------------------------------------------------------
@@ -194,50 +187,6 @@ Action: TypeAlias = Spawn | Signal | Kill | Clear | Abandon | Publish
 # ---- the machine -------------------------------------------------------------------------
 
 
-@dataclass
-class History:
-    """Deaths that count. One for each slot, or one for a watcher (`flapping.scope`).
-
-    `waited` is the time spent in back-off. The window leaves it out: else the growing
-    waits would draw the deaths of a crash loop apart and hide it.
-    """
-
-    deaths: deque[float] = field(default_factory=deque)
-    tries: int = 0
-    on_trial: bool = False
-    waited: float = 0.0
-
-    def forget(self) -> None:
-        """A clean record: after a command, or a stable run."""
-        self.deaths.clear()
-        self.tries = 0
-        self.on_trial = False
-        self.waited = 0.0
-
-    def record(self) -> dict[str, Any]:
-        """All of it, as JSON can say it."""
-        return {**vars(self), "deaths": list(self.deaths)}
-
-    @classmethod
-    def restored(cls, record: Mapping[str, Any]) -> History:
-        """From a `record`."""
-        return cls(deque(record["deaths"]), record["tries"], record["on_trial"], record["waited"])
-
-    def is_crash_loop(self, spec: WatcherSpec, now: float, uptime: float) -> bool:
-        """Note a death and say whether it makes a crash loop.
-
-        A try after a wait is a crash loop again by a single death within the window.
-        """
-        flapping = spec.flapping
-        stamp = now - self.waited
-        self.deaths.append(stamp)
-        while self.deaths[0] < stamp - flapping.window:
-            self.deaths.popleft()
-        on_trial = self.on_trial and uptime < flapping.window
-        self.on_trial = False
-        return flapping.active and (on_trial or len(self.deaths) >= flapping.attempts)
-
-
 UNRECORDED = frozenset({"spec", "rand", "history"})
 
 Rule: TypeAlias = Callable[["Lifecycle", Any, float], tuple[State, list[Action]]]
@@ -254,24 +203,9 @@ class Lifecycle:
     """
 
     __slots__ = (
-        "alive",
-        "delay",
-        "entered",
-        "expected",
-        "expected_until",
-        "failures",
-        "history",
-        "last_exit",
-        "rand",
-        "reason",
-        "released",
-        "restarts",
-        "serial",
-        "spec",
-        "stage",
-        "started",
-        "state",
-        "want",
+        *("alive", "delay", "entered", "expected", "expected_until", "failures", "history"),
+        *("last_exit", "rand", "reason", "released", "restarts", "serial", "spec", "stage"),
+        *("started", "state", "want"),
     )
 
     def __init__(
@@ -345,7 +279,7 @@ class Lifecycle:
             case State.BACKOFF | State.FLAPPING:
                 return self.entered + self.delay
             case State.STOPPING if self.alive:
-                return self.entered + self._stage_timeout()
+                return self.entered + stage_timeout(self.spec, self.stage)
             case State.STOPPING:
                 return self.entered + self.spec.drain_timeout
             case _:
@@ -450,11 +384,10 @@ class Lifecycle:
         actions: list[Action] = [Publish("done", self._facts())]
         if restarts(self.spec, event.status):
             expected = self.expected if now <= self.expected_until else frozenset()
-            stable = now - self.started >= self.spec.flapping.window
-            if is_commanded(event.status, expected) or (event.status is None and stable):
-                state, actions = self._spawn(event, now)
-            else:
+            if counts(self.spec, event.status, expected, now - self.started):
                 state, actions = self._after_death(now, now - self.started)
+            else:
+                state, actions = self._spawn(event, now)
         return state, [Clear(), *actions]
 
     def _died_stopping(self, event: Exited, now: float) -> tuple[State, list[Action]]:
@@ -487,38 +420,19 @@ class Lifecycle:
         self.reason = describe_exit(event.status)
 
     def _after_death(self, now: float, uptime: float) -> tuple[State, list[Action]]:
-        """Restart at once, wait, or give up: the policy after a death that counts."""
-        spec, history = self.spec, self.history
-        if uptime > 0.0 and uptime >= max(spec.stable_after, spec.flapping.window):
+        """Restart at once, wait, or give up, as the policy says after a death that counts."""
+        if is_stable(self.spec, uptime):
             self.failures = 0
-            history.forget()
+            self.history.forget()
         self.failures += 1
-        if history.is_crash_loop(spec, now, uptime):
-            limit = spec.flapping.max_retry
-            limit = spec.max_retry if limit is None else limit
-            if 0 <= limit <= history.tries:
-                return State.FAILED, [Publish("gave_up", self._facts())]
-            history.tries += 1
-            history.on_trial = True
-            self.delay = self._jittered(
-                spec.flapping.retry_in, history.tries - 1, spec.flapping.retry_max
-            )
-            return State.FLAPPING, [Publish("flapping", self._facts())]
-        if self.failures == 1:
+        answer, delay = after_death(self.spec, self.history, self.failures, now, uptime, self.rand)
+        if answer is Answer.RETRY:
             return State.STARTING, [Spawn()]
-        self.delay = self._jittered(spec.backoff_delay, self.failures - 2, spec.backoff_max)
-        return State.BACKOFF, [Publish("backoff", self._facts())]
-
-    def _jittered(self, base: float, doublings: int, most: float) -> float:
-        """`base` doubled, at most `most`, and up to `backoff.jitter` of it more."""
-        delay = min(base * 2.0 ** min(doublings, 64), most)
-        return delay * (1.0 + self.spec.backoff_jitter * self.rand())
-
-    def _stage_timeout(self) -> float:
-        if self.stage >= len(self.spec.stop_signal):
-            return KILL_AGAIN
-        timeout = self.spec.stop_signal[self.stage].timeout
-        return self.spec.graceful_timeout if timeout is None else timeout
+        if answer is Answer.GIVE_UP:
+            return State.FAILED, [Publish("gave_up", self._facts())]
+        self.delay = delay
+        state = State.BACKOFF if answer is Answer.WAIT else State.FLAPPING
+        return state, [Publish(str(state), self._facts())]
 
     def _facts(self) -> dict[str, Any]:
         return {
@@ -576,45 +490,3 @@ RULES: dict[tuple[State, type[Event]], Rule] = {
     for state, row in _TABLE.items()
     for event, rule in zip(EVENTS, row, strict=True)
 }
-
-
-# ---- pure helpers ------------------------------------------------------------------------
-
-
-def ready_delay(spec: WatcherSpec) -> float:
-    """Seconds a process must run to count as ready; 0 = as soon as it is spawned."""
-    kind, _, seconds = spec.ready.partition(":")
-    return float(seconds) if kind == "uptime" else 0.0
-
-
-def restarts(spec: WatcherSpec, status: int | None) -> bool:
-    """Whether the restart policy wants a new process after this end."""
-    if spec.restart is Restart.NEVER or status in spec.restart_prevent:
-        return False
-    return spec.restart is Restart.ALWAYS or status not in spec.success_codes
-
-
-ENDING_SIGNALS = frozenset(
-    {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL}
-)
-
-
-def is_commanded(status: int | None, signals: frozenset[int]) -> bool:
-    """Whether an end is what a client's signals asked for.
-
-    A program may answer SIGTERM by any exit code, so after such a signal every end is
-    taken for the answer; after another one, say SIGUSR1, only a death of that very signal.
-    """
-    return bool(signals & ENDING_SIGNALS) or (status is not None and -status in signals)
-
-
-def describe_exit(status: int | None) -> str:
-    """An exit status in words."""
-    if status is None:
-        return "ended, nobody knows how"
-    if status >= 0:
-        return f"exit code {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"killed by signal {-status}"

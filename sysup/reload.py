@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from sysup import config
-from sysup.config import Changes, Config, ConfigError, Delta, Reasons, WatcherSpec
+from sysup.config import Changes, Config, ConfigError, Delta, Reasons
 from sysup.ledger import Ledger
 from sysup.protocol import Incomplete, SysupError
+from sysup.roster import Roster
 from sysup.sharing import Sharing
 from sysup.source import Amended, Files, load, write
 from sysup.watcher import Watcher
@@ -34,9 +35,9 @@ class App(Protocol):
     watchers: dict[str, Watcher]
     sharing: Sharing
 
+    roster: Roster
+
     def keep_config(self) -> None: ...
-    def adopt(self, spec: WatcherSpec) -> Watcher: ...
-    async def remove(self, watcher: Watcher, *, nostop: bool) -> None: ...
     def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None: ...
 
 
@@ -187,9 +188,9 @@ async def follow(app: App, changes: Changes, new: Config) -> tuple[list[Watcher]
     """
     for name in (*changes.removed, *changes.added):  # by `add` there may be one already
         if watcher := app.watchers.get(name.lower()):
-            await app.remove(watcher, nostop=False)
+            await app.roster.remove(watcher, nostop=False)
     await app.sharing.change(changes.sockets, new.sockets, app.watchers.values())
-    fresh = [app.adopt(new.watchers[name]) for name in changes.added]
+    fresh = [app.roster.adopt(new.watchers[name]) for name in changes.added]
     for watcher in fresh:
         watcher.save()
         app.publish(watcher.name, "add", {})

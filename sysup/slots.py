@@ -26,7 +26,6 @@ from sysup.machine import (
     Clear,
     Event,
     Exited,
-    History,
     Kill,
     Lifecycle,
     Publish,
@@ -41,10 +40,10 @@ from sysup.machine import (
     State,
     Timeout,
     Want,
-    describe_exit,
 )
 from sysup.place import Place, Tally
 from sysup.plan import NOT_SERVING
+from sysup.policy import History, describe_exit
 from sysup.process import Unreaped
 from sysup.protocol import SysupError
 from sysup.stats import Steps

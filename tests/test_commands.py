@@ -55,6 +55,7 @@ class FakeApp:
     def __init__(self, world: World) -> None:
         self.world = world
         self.watchers: dict[str, Watcher] = {}
+        self.roster: Any = self
         self.asked: list[str] = []
         self.takeovers = 2
         self.saved: list[tuple[str, dict[str, Any]]] = []

@@ -22,9 +22,9 @@ from sysup.daemon import (
     PATIENT,
     REAP_WITHIN,
     Daemon,
-    describe_event,
 )
 from sysup.keys import Keys
+from sysup.log import describe_event
 from sysup.machine import Want
 from sysup.peers import Access
 from sysup.protocol import MessageError, SysupError
@@ -343,14 +343,14 @@ def test_options(host: Host) -> None:
 
 def test_add_and_remove(host: Host) -> None:
     daemon, run = host.run(WEB)
-    new = daemon.add("New", "new", None, {"numprocesses": 2})
+    new = daemon.roster.add("New", "new", None, {"numprocesses": 2})
     with pytest.raises(MessageError, match="program NEW already exists"):
-        daemon.add("NEW", "new", None, {})
+        daemon.roster.add("NEW", "new", None, {})
     host.world.run(new.start())
-    host.world.run(daemon.remove(new, nostop=False))
+    host.world.run(daemon.roster.remove(new, nostop=False))
     assert [*daemon.watchers] == ["web"]
     assert host.world.told("remove") == [{"watcher": "New"}]
-    host.world.run(daemon.remove(daemon.watchers["web"], nostop=True))
+    host.world.run(daemon.roster.remove(daemon.watchers["web"], nostop=True))
     assert daemon.watchers == {}
     assert [*host.world.os.living] == [101]
     host.world.os.living.clear()
@@ -474,7 +474,7 @@ def test_what_is_saved_is_of_the_config(host: Host) -> None:
     daemon, run = host.run(WEB)
     web = daemon.watchers["web"]
     host.world.run(web.set_options({"numprocesses": 3, "priority": 2}))
-    host.world.run(daemon.add("job", "job", None, {"env": {"A": "1"}}).start())
+    host.world.run(daemon.roster.add("job", "job", None, {"env": {"A": "1"}}).start())
     told = daemon.differences()
     assert told["changed"] == {
         "web": {
@@ -681,10 +681,10 @@ def test_start_all_tells_when_all_are_up(host: Host) -> None:
     text = "[sysup]\nwarmup_delay = 2\n[watcher:a]\ncmd = a\n[watcher:b]\ncmd = b\n"
     daemon, run = host.run(text)
     host.world.loop.advance(5.0)
-    host.world.run(daemon.stop_all())
+    host.world.run(daemon.roster.stop_all())
     assert host.world.os.living == {}
     begun = host.world.loop.now
-    host.world.run(daemon.start_all())
+    host.world.run(daemon.roster.start_all())
     assert host.world.loop.now - begun == pytest.approx(2.0)
     assert len(host.world.os.living) == 2
     finish(host, daemon, run)

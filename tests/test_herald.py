@@ -8,7 +8,7 @@ import pytest
 
 from sysup.config import DaemonSpec, FlappingSpec
 from sysup.herald import MARGIN, PAUSE, Herald
-from sysup.machine import KILL_AGAIN
+from sysup.policy import KILL_AGAIN
 from sysup.protocol import SysupError
 from sysup.systemd import Notifier
 from sysup.watcher import Watcher

@@ -15,14 +15,14 @@ import pytest
 ROOT = Path(__file__).parents[1] / "sysup"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"machine", "plan", "config", "protocol", "certificates"}),
+    frozenset({"machine", "policy", "plan", "config", "protocol", "certificates"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
     | frozenset({"runtime", "source", "signals", "matching", "ledger", "lot", "keys"}),
     frozenset({"endpoints", "doorman", "guard", "peers", "outside", "events", "taps"})
     | frozenset({"diary", "log", "board", "turns", "meter", "pace", "pulse", "herald"})
     | frozenset({"body", "remains", "generations", "place", "slots", "watcher"})
     | frozenset({"outputs", "properties", "commands", "control", "serving", "throttle"})
-    | frozenset({"estate", "restore", "sharing", "reload", "upgrade"}),
+    | frozenset({"estate", "restore", "roster", "sharing", "reload", "upgrade"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )

@@ -12,14 +12,12 @@ from docs import lifecycle
 from sysup.config import FlappingSpec, Restart, StopStage, WatcherSpec
 from sysup.machine import (
     EVENTS,
-    KILL_AGAIN,
     RULES,
     Abandon,
     Action,
     Clear,
     Event,
     Exited,
-    History,
     Kill,
     Lifecycle,
     Publish,
@@ -35,8 +33,13 @@ from sysup.machine import (
     Stop,
     Timeout,
     Want,
+)
+from sysup.policy import (
+    KILL_AGAIN,
+    History,
     describe_exit,
     is_commanded,
+    jittered,
     restarts,
 )
 
@@ -423,8 +426,7 @@ def test_a_command_ends_flapping_and_clears_the_record() -> None:
 
 def test_jitter_only_adds_and_stays_within_its_share() -> None:
     spec = replace(SPEC, backoff_jitter=0.5)
-    life = Lifecycle(spec, 0.0, lambda: 0.999)
-    assert 7.0 <= life._jittered(7.0, 0, 300.0) < 10.5
+    assert 7.0 <= jittered(spec, 7.0, lambda: 0.999) < 10.5
 
 
 def test_slots_may_share_their_history() -> None:

@@ -68,6 +68,7 @@ class SlotMachine(RuleBasedStateMachine):
         self.buried: set[int] = set()
         self.spawns_work = True
         self.commanded = False
+        self.commanded_until = 0.0
 
     def give(self, event: Event) -> None:
         for action in self.life.handle(event, self.now):
@@ -110,6 +111,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(signum=st.sampled_from([9, 15, 10]))
     def signalled(self, signum: int) -> None:
         self.commanded = signum in (9, 15)
+        self.commanded_until = self.now + self.life.spec.graceful_timeout
         self.give(Signalled(self.life.serial, signum))
 
     @precondition(lambda self: self.living)
@@ -119,7 +121,8 @@ class SlotMachine(RuleBasedStateMachine):
         failures, before = self.life.failures, self.life.state
         self.living.remove(self.life.serial)
         self.give(Exited(self.life.serial, status))
-        if self.commanded or before is State.STOPPING:
+        in_time = self.commanded and self.now <= self.commanded_until
+        if in_time or before is State.STOPPING:
             working = self.spawns_work or before is State.STOPPING
             assert not working or self.life.failures == failures, "a commanded exit counted"
 

@@ -56,16 +56,23 @@ def test_processes_run_on_without_a_daemon(app: App) -> None:
 
 def test_a_command_that_waits_for_its_turn_outlives_the_daemon(app: App) -> None:
     """It was answered, so it is done; a restart that had stopped all starts all."""
-    deaf = "sh -c 'trap : TERM; while :; do sleep 1000 & wait; done'"
+    script = f"/run/{app.name}.sh"
+    app.machine.write(
+        script,
+        "[ -e /run/deaf ] && exec sleep 1000\n"
+        "trap : TERM\necho > /run/deaf\nwhile :; do sleep 1000 & wait; done\n",
+    )
     before = app.pids()
-    app.ctl("add", "--start", "--option", "graceful_timeout=1000", "deaf", deaf)
-    (pid,) = until(lambda: app.machine.pids("sh -c trap : TERM"), "it is deaf")
+    app.ctl("add", "--start", "--option", "graceful_timeout=100", "deaf", f"sh {script}")
+    until(app.path("/run/deaf").exists, "it is deaf")
+    (pid,) = app.machine.pids(f"sh {script}")
     app.ctl("restart", "--no-wait", "deaf")
     until(lambda: "stopping" in app.ctl("status", "deaf", check=False).stdout, "it was told to end")
     app.ctl("incr", "--no-wait", "deaf")
     kill(app)
     kill(app)
     assert app.pids() == before
+    assert app.machine.pids(f"sh {script}") == {pid}
     app.machine.run(["kill", "-KILL", str(pid)])
     until(lambda: len(json.loads(app.ctl("list", "deaf", "--json").stdout)["pids"]) == 2, "two")
 

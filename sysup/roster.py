@@ -1,0 +1,119 @@
+"""The watchers of an app: who is one of them, and who goes before whom."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from sysup import config
+from sysup.board import Board
+from sysup.config import Config, WatcherSpec
+from sysup.protocol import MessageError, SysupError
+from sysup.turns import Superseded
+from sysup.watcher import Watcher
+
+log = logging.getLogger("sysup")
+T = TypeVar("T")
+
+
+class Roster:
+    """Those of one app.
+
+    Args:
+        board: what they share.
+        watchers: where they are to be found, by name in lower case.
+        config: the app's, as it is now.
+    """
+
+    def __init__(
+        self, board: Board, watchers: dict[str, Watcher], config: Callable[[], Config]
+    ) -> None:
+        self._board = board
+        self._watchers = watchers
+        self._config = config
+
+    def adopt(self, spec: WatcherSpec, added: Mapping[str, Any] | None = None) -> Watcher:
+        """Have a watcher."""
+        watcher = Watcher(self._board, spec, added)
+        self._watchers[spec.name.lower()] = watcher
+        return watcher
+
+    def add(self, name: str, cmd: str, args: Any, options: Mapping[str, Any]) -> Watcher:
+        """Make a watcher at run time, stopped.
+
+        Raises MessageError for a name that is taken or options that are wrong.
+        """
+        spec = config.add(name, cmd, args, options, flapping=self._config().flapping)
+        if spec.name.lower() in self._watchers:
+            raise MessageError(f"program {spec.name} already exists")
+        watcher = self.adopt(spec, {"name": name, "cmd": cmd, "args": args, "options": options})
+        watcher.save()
+        self._board.publish(spec.name, "add", {})
+        return watcher
+
+    async def remove(self, watcher: Watcher, *, nostop: bool) -> None:
+        """Remove a watcher; its processes are stopped, or left running and forgotten."""
+        if nostop:
+            watcher.forget_processes()
+        else:
+            await watcher.stop()
+        if self._watchers.get(watcher.name.lower()) is watcher:  # not removed meanwhile
+            watcher.close()
+            del self._watchers[watcher.name.lower()]
+            self._board.publish(watcher.name, "remove", {})
+
+    async def begin(self) -> None:
+        """Begin with what starts by itself, but for those that were told otherwise since."""
+        await self._in_order(Watcher.begin_start, lambda watcher: not watcher.touched)
+
+    def start_all(self) -> Coroutine[Any, Any, None]:
+        """Start what is to be started by itself: high priority first."""
+        for watcher in self._watchers.values():
+            if watcher.spec.autostart:
+                watcher.touched = False  # so a daemon that takes over starts what is left
+                watcher.save()
+        return self._start_all()
+
+    async def _start_all(self) -> None:
+        started = await self._in_order(
+            lambda watcher: self._board.loop.create_task(watcher.start())
+        )
+        results = await asyncio.gather(*started, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, Superseded):
+                raise result
+
+    def stop_all(self) -> Coroutine[Any, Any, None]:
+        """Stop everything: low priority first, all at the same time."""
+        return self._all_stopped([w.stop() for w in reversed(self._by_priority())])
+
+    async def _all_stopped(self, stops: list[Coroutine[Any, Any, Any]]) -> None:
+        await asyncio.gather(*stops)
+
+    def _by_priority(self) -> list[Watcher]:
+        return sorted(self._watchers.values(), key=lambda w: (-w.spec.priority, w.name))
+
+    async def _in_order(
+        self, begin: Callable[[Watcher], T], which: Callable[[Watcher], bool] = lambda _: True
+    ) -> list[T]:
+        """Begin with what starts by itself: high priority first, `warmup_delay` between."""
+        pause = self._config().daemon.warmup_delay
+        begun: list[T] = []
+        for watcher in self._by_priority():
+            if watcher.spec.autostart and which(watcher):
+                if pause and begun:
+                    await asyncio.sleep(pause)
+                begun.append(begin(watcher))
+        return begun
+
+    def kill_all(self) -> None:
+        """Wait for nobody any more."""
+        log.warning("told to end once more: killing what is left")
+        for body in list(self._board.bodies.values()):
+            try:
+                self._board.os.signal_group(body.process.pid, signal.SIGKILL)
+            except SysupError as error:
+                log.error("%s", error)
