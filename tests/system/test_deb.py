@@ -1,6 +1,6 @@
 """Debian's package, on a machine that has nothing but Debian's own: from installation to purge.
 
-The machine has no network. What apt would download lies in its cache, with the lists of Debian's
+It is made on this machine, be it Debian 12, and is for what comes after that as well. The machine has no network. What apt would download lies in its cache, with the lists of Debian's
 archive, and of what the package depends on nothing is installed.
 """
 
@@ -65,6 +65,16 @@ def served(package: Path) -> Iterator[Container]:
     try:
         with boot() as machine:
             install(machine, package)
+            yield machine
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def newer() -> Iterator[Container]:
+    """A machine of the Debian after that."""
+    try:
+        with boot(suite="trixie") as machine:
             yield machine
     except Unavailable as reason:
         pytest.skip(str(reason))
@@ -180,6 +190,7 @@ def test_an_upgrade_is_not_noticed(served: Container, package: Path, tmp_path: P
 
 
 def before(version: str) -> str:
+    """The one that it replaces."""
     return {"0.9.0": "0.1.0", "0.9.1": "0.9.0"}[version]
 
 
@@ -280,3 +291,24 @@ def test_daemons_that_are_no_services_of_the_system(
         assert of_user.pids() | by_hand.pids() == set()
         until(lambda: processes(served) == [], "the guard of the user's app has ended")
     install(served, package)
+
+
+def test_it_is_for_debian_13_too(newer: Container, package: Path, tmp_path: Path) -> None:
+    install(newer, package)
+    assert newer.run(["dpkg", "-V", "sysup"]).stdout == ""
+    app = App(newer, "next").start()
+    before, daemon = app.pids(), app.show("MainPID")
+    newer.run(["systemctl", "start", "sysup@example"])
+    until(lambda: "process 2 is well" in newer.journal("SYSUP_WATCHER=ticker"), "by its field")
+    shown = newer.run(["sysupctl", "-a", "example", "logs", "ticker"]).stdout
+    assert "ticker.2: process 2 is well" in shown
+    newer.run(["kill", "-KILL", daemon])
+    until(lambda: app.show("NRestarts") == "1", "systemd starts the next daemon")
+    until(lambda: app.show("ActiveState") == "active", "which has what there was")
+    assert app.pids() == before
+    said = install(newer, packages.variant(package, "0.9.0", tmp_path))
+    assert "sysup@next: sysupd 0.1.0 is replaced by 0.9.0" in said
+    assert app.pids() == before
+    newer.run([*APT, "purge", "sysup"])
+    assert app.pids() == set()
+    assert units(newer) == ""

@@ -23,7 +23,6 @@ from tests.system.services import App
 RPMLINT = "rpmlint==2.10.0"
 SCRIPTLETS = ("preun", "postun", "postin", "posttrans")
 ELSEWHERE = (
-    ("/lib/systemd", "/usr/lib/systemd"),
     ("/usr/share/zsh/vendor-completions", "/usr/share/zsh/site-functions"),
 )
 """Places in Debian, and those in Fedora."""
