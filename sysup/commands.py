@@ -187,14 +187,14 @@ def _nothing(_: Any) -> Reply:
 @command(Role.READ)
 def status(app: App, p: Properties) -> Reply:
     """The state of a watcher, or of all."""
-    hidden = HIDDEN if p.role is Role.READ else None
+    hidden, each = HIDDEN if p.role is Role.READ else None, p.flag("processes")
     if "name" in p:
         watcher = find(app, p.text("name"))
-        return {"status": watcher.state, "watchers": outputs.status([watcher], hidden)}
+        return {"status": watcher.state, "watchers": outputs.status([watcher], hidden, each)}
     watchers = app.watchers.values()
     return {
         "statuses": {w.name: w.state for w in watchers},
-        "watchers": outputs.status(watchers, hidden),
+        "watchers": outputs.status(watchers, hidden, each),
         "changed_files": app.changed_files,
         "kept": app.kept,
     }

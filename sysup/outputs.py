@@ -87,9 +87,12 @@ def _filename(spec: StreamSpec | None) -> str | None:
 # ---- all that is known of a watcher ------------------------------------------------------
 
 
-def status(watchers: Iterable[Watcher], hidden: str | None) -> Written:
-    """What `status` tells of watchers, by name; `hidden` stands for what their processes wrote."""
-    texts = [f"{json.dumps(each.name)}: {each.written(hidden)}" for each in watchers]
+def status(watchers: Iterable[Watcher], hidden: str | None, processes: bool) -> Written:
+    """What `status` tells of watchers, by name, and of each of their `processes` if that is wanted.
+
+    `hidden` stands for what these wrote; None: that may be seen.
+    """
+    texts = [f"{json.dumps(w.name)}: {w.written(hidden, processes)}" for w in watchers]
     return Written(f"{{{', '.join(texts)}}}")
 
 

@@ -476,10 +476,15 @@ class Watcher:
         processes = [place.describe(now) for place in tally.places]
         return {**self._together(tally, now), "processes": processes}
 
-    def written(self, hidden: str | None = None) -> str:
-        """The same as JSON; `hidden` stands for what processes wrote, if that is not to be seen."""
+    def written(self, hidden: str | None, processes: bool) -> str:
+        """The same as JSON, with or without its processes.
+
+        `hidden` stands for what these wrote; None: that may be seen.
+        """
         now, tally = self.board.loop.time(), self.slots.tally
         together = json.dumps(self._together(tally, now))
+        if not processes:
+            return together
         return f'{together[:-1]}, "processes": {tally.written(now, hidden)}}}'
 
     def _together(self, tally: Tally, now: float) -> dict[str, Any]:

@@ -382,6 +382,9 @@ def test_status(app: FakeApp) -> None:
     reply = app.ask("status")
     assert reply["statuses"] == {"web": "active", "db": "active", "Idle": "stopped"}
     assert reply["watchers"]["web"]["ready"] == 2
+    assert "processes" not in reply["watchers"]["web"]
+    each = app.ask("status", processes=True)["watchers"]
+    assert [row["pid"] for row in each["web"]["processes"]] == [101, 102]
     one = app.ask("status", name="IDLE")
     assert (one["status"], [*one["watchers"]]) == ("stopped", ["Idle"])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from sysup.config import Role, StreamSpec
@@ -156,8 +158,9 @@ def test_where_nobody_writes_is_told(app: FakeApp) -> None:
 def test_the_role_read_sees_no_output(app: FakeApp) -> None:
     app.world.os.die(102, 3, b"oh no")
     app.world.loop.settle()
+    ask = partial(app.ask, "status", processes=True)
     for role, word in ((Role.READ, "(hidden)"), (Role.OPERATE, "oh no")):
-        for reply in (app.ask("status", role), app.ask("status", role, name="web")):
+        for reply in (ask(role), ask(role, name="web")):
             outputs = [row["last_output"] for row in reply["watchers"]["web"]["processes"]]
             assert outputs == [None, word]
         shown = app.ask("show", role, name="web")["watcher"]

@@ -36,7 +36,7 @@ def status(name: str | None, processes: bool) -> int:
 
         return several.status(here, sessions, name, processes)
     try:
-        reply = here.call("status", name=name)
+        reply = here.call("status", name=name, processes=True)
     except CallError as error:
         here.explain(error)
         return UNREACHABLE

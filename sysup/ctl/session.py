@@ -343,7 +343,7 @@ def complete_watcher(context: click.Context, _: click.Parameter, typed: str) -> 
 def complete_source(context: click.Context, _: click.Parameter, typed: str) -> list[str]:
     """The slots of the watcher, and the streams, that begin so."""
     name = str(context.params.get("name"))
-    watchers = _ask(context, "status", name=name).get("watchers", {})
+    watchers = _ask(context, "status", name=name, processes=True).get("watchers", {})
     slots = [str(process["wid"]) for w in watchers.values() for process in w["processes"]]
     given = context.params.get("which") or ()
     words = [*([] if any(word.isdecimal() for word in given) else slots), "stdout", "stderr"]

@@ -56,7 +56,7 @@ class Asked:
 
 def status(here: Session, sessions: Sessions, name: str | None, processes: bool) -> int:
     """How the watchers of all are."""
-    asked = Asked(sessions, "status", name=name)
+    asked = Asked(sessions, "status", name=name, processes=True)
     watchers = asked.merged(lambda reply: reply.get("watchers", {}))
     infos: dict[str, Any] = {}
     for app in asked.replies if not (here.json or here.prettify) else ():

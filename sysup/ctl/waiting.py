@@ -86,11 +86,10 @@ def look(here: Session, names: tuple[str, ...]) -> Watchers | None:
     """How these watchers, or all, are now; None while there is no daemon to tell."""
     with suppress(ConnectionLost, TimedOut, Unreachable):
         if not names:
-            found: Watchers = here.call("status")["watchers"]
+            found: Watchers = here.call("status", processes=True)["watchers"]
             return found
-        return {
-            k: w for name in names for k, w in here.call("status", name=name)["watchers"].items()
-        }
+        replies = [here.call("status", name=name, processes=True) for name in names]
+        return {k: w for reply in replies for k, w in reply["watchers"].items()}
     return None
 
 

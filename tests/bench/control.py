@@ -19,6 +19,10 @@ from tests.bench.run import SETTLE, Figures, Missing, Run, Scale, Tools
 
 PATIENCE = 120.0
 """Seconds that a reply may take."""
+ENDLESS = ("lines", str(10**9), "100")
+"""What a child does that writes for longer than anything is measured."""
+MANY = 1000
+"""Questions of a kind, of which the slowest are of interest."""
 ENOUGH = 10
 """Questions of a kind, if they don't take too long."""
 
@@ -38,19 +42,27 @@ class Asker:
 
     def receive(self) -> dict[str, Any]:
         """Raises Missing when it takes too long."""
+        return self._read(self._wait())
+
+    def _wait(self) -> bytes:
         if not self.is_answered(PATIENCE):
             raise Missing("no reply")
-        reply: dict[str, Any] = json.loads(self._socket.recv())
+        return self._socket.recv()
+
+    def _read(self, data: bytes) -> dict[str, Any]:
+        reply: dict[str, Any] = json.loads(data)
         if reply.get("status") == "error":
             raise Missing(f"refused: {reply['reason']}")
         return reply
 
     def ask(self, command: str, **properties: Any) -> float:
-        """Seconds that the reply took."""
+        """Seconds that the reply took; not counted is what the client makes of it."""
         began = time.monotonic()
         self.send(command, **properties)
-        self.receive()
-        return time.monotonic() - began
+        data = self._wait()
+        took = time.monotonic() - began
+        self._read(data)
+        return took
 
 
 @contextmanager
@@ -107,6 +119,47 @@ def requests(peer: Peer, tools: Tools, scale: Scale) -> Figures:
         with askers(run, 1) as (asker,):
             rates = [rate(asker, word, scale.watching / 4) for word in ("numwatchers", "stats")]
     return {"light/s": rates[0], "stats/s": rates[1]}
+
+
+def status_of_ten(peer: Peer, tools: Tools, scale: Scale) -> Figures:
+    """`status` of many processes of ten watchers, of which those of one write all the time."""
+    return _status(peer, tools, scale, watchers=9)
+
+
+def status_of_two(peer: Peer, tools: Tools, scale: Scale) -> Figures:
+    """The same where nearly all processes are of one watcher."""
+    return _status(peer, tools, scale, watchers=1)
+
+
+def _status(peer: Peer, tools: Tools, scale: Scale, watchers: int) -> Figures:
+    took: dict[str, list[float]] = {"all": [], "one": [], "each process": []}
+    with Run(peer, tools.child, ENDLESS, scale.writers, log=True) as run:
+        run.all_up()
+        with askers(run, 1) as (asker,):
+            number = (scale.many - scale.writers) // watchers
+            for name in (f"quiet{each}" for each in range(watchers)):
+                asker.ask("add", name=name, cmd="sleep 1000000", options={"numprocesses": number})
+                asker.ask("start", name=name, waiting=True)
+            run.open_gate()
+            time.sleep(SETTLE)
+            deadline = time.monotonic() + scale.killing
+            while len(took["one"]) < MANY and time.monotonic() < deadline:
+                took["all"].append(asker.ask("status"))
+                took["one"].append(asker.ask("status", name="quiet0"))
+                took["each process"].append(asker.ask("status", processes=True))
+            asker.send("dstats")
+            blocked = asker.receive()["info"]["loop_blocked"]
+    figures = {
+        f"{of} {word} ms": 1000 * value
+        for of, times in took.items()
+        for word, value in (("p50", statistics.median(times)), ("p99", percentile(times)))
+    }
+    return {**figures, "loop blocked ms": 1000 * blocked}
+
+
+def percentile(values: list[float]) -> float:
+    """What 99 of 100 are not above."""
+    return sorted(values)[max(0, round(len(values) * 0.99) - 1)]
 
 
 def rate(asker: Asker, command: str, seconds: float) -> float:

@@ -77,6 +77,7 @@ ROTATING = (
 STEADY = (*WRITERS, Sysup("refresh 0.3", ("refresh_time = 0.3",)))
 HOLDING = (Sysup(), Circus(), Supervisord())
 COMMANDED = (Sysup(), Circus())
+WRAPPING = Sysup("", (f"max_bytes = {10 * ROTATE}", "backup_count = 1"))
 
 SCENARIOS = {
     "restart": Scenario(
@@ -99,6 +100,16 @@ SCENARIOS = {
         "`stats` of 1,000 children, and a light request meanwhile",
         control.statistics_of_many,
         COMMANDED,
+    ),
+    "status": Scenario(
+        "`status` of 10 watchers x 100 processes, and of one; 100 log at full speed",
+        control.status_of_ten,
+        (WRAPPING,),
+    ),
+    "status_one": Scenario(
+        "`status` of a watcher of 900 processes, and of one of 100 that log at full speed",
+        control.status_of_two,
+        (WRAPPING,),
     ),
     "requests": Scenario("requests, 200 children", control.requests, COMMANDED),
     "bulk": Scenario("one child, 200 MB, 4 KiB writes", output.bulk, WRITERS),

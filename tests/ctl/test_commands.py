@@ -42,7 +42,7 @@ def test_status_is_a_line_for_each_watcher(daemon: CannedDaemon, ctl: Run) -> No
         ["web", "active", "2/2", "-", "1h02m", "0", "-", "-"],
     ]
     assert len({line.index("active") for line in out.splitlines()[1:]}) == 1
-    assert daemon.request()["properties"] == {}
+    assert daemon.request()["properties"] == {"processes": True}
 
 
 def test_status_tells_what_they_take(daemon: CannedDaemon, ctl: Run) -> None:
@@ -114,7 +114,7 @@ def test_one_watcher_is_shown_with_its_processes(daemon: CannedDaemon, ctl: Run)
         ["web.1", "running", "-", "812", "1h02m"],
         ["web.2", "running", "-", "813", "1h02m"],
     ]
-    assert daemon.request()["properties"] == {"name": "web"}
+    assert daemon.request()["properties"] == {"name": "web", "processes": True}
     daemon.replies["status"] = status_of(web=WEB)
     assert ctl("status", "--processes").out == out
 

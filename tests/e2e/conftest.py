@@ -23,7 +23,7 @@ GONE_WITHIN = 10.0
 
 
 def watchers(daemon: Daemon) -> list[dict[str, Any]]:
-    return list(daemon.call("status")["watchers"].values())
+    return list(daemon.call("status", processes=True)["watchers"].values())
 
 
 def is_begun(watcher: dict[str, Any]) -> bool:

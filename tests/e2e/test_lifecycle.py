@@ -65,7 +65,7 @@ def test_a_command_that_dies_at_once_is_told_of_and_given_up(sysupd: Start) -> N
     gave_up = events.wait_for_name("gave_up", "broken").fields
     assert gave_up["reason"] == "exit code 3"
     assert gave_up["last_output"] == "cannot find the database"
-    shown = daemon.call("status", name="broken")
+    shown = daemon.call("status", name="broken", processes=True)
     assert shown["status"] == "stopped"
     watcher = shown["watchers"]["broken"]
     assert watcher["state"] == "failed"
@@ -126,8 +126,8 @@ def test_a_reload_replaces_every_process_and_alternates_places(sysupd: Start) ->
     info = daemon.call("reload", name="web", waiting=True)["info"]
     assert sorted(info["stopped"]) == sorted(first)
     assert len(info["started"]) == 2
-    wids = [p["wid"] for p in daemon.call("status")["watchers"]["web"]["processes"]]
-    assert wids == [3, 4]
+    web = daemon.call("status", processes=True)["watchers"]["web"]
+    assert [process["wid"] for process in web["processes"]] == [3, 4]
     daemon.call("reload", name="web", sequential=True, waiting=True)
     assert len(daemon.pids("web")) == 2
 
