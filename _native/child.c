@@ -14,6 +14,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/capability.h>
+#include <linux/keyctl.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -32,6 +33,7 @@
 #define SYS_setresuid32 SYS_setresuid
 #define SYS_setresgid32 SYS_setresgid
 #define SYS_setgroups32 SYS_setgroups
+#define SYS_geteuid32 SYS_geteuid
 #endif
 
 static int checked(long rc)
@@ -229,6 +231,17 @@ static int set_ids(long call, int64_t id)
     return id < 0 ? 0 : checked(syscall(call, id, id, id));
 }
 
+/* Who has a session keyring possesses all keys in it, whoever's they are (keyrings(7)): another
+ * user gets a new, empty one, as a service does (systemd.exec(5), KeyringMode=). Made as
+ * our user, whose quota is the larger. Where there is no such call, there are no keys to be had. */
+static int leave_keyring(struct child *child)
+{
+    const int64_t uid = child->spec->uid;
+    if (uid >= 0 && uid != (int64_t)syscall(SYS_geteuid32))
+        (void)syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
+    return 0;
+}
+
 static int set_gid(struct child *child)
 {
     return set_ids(SYS_setresgid32, child->spec->gid);
@@ -349,6 +362,7 @@ static const struct {
     {SPAWN_STEP_NICE, set_nice},
     {SPAWN_STEP_AFFINITY, set_affinity},
     {SPAWN_STEP_UMASK, set_umask},
+    {SPAWN_STEP_UID, leave_keyring},
     {SPAWN_STEP_GROUPS, set_groups},
     {SPAWN_STEP_GID, set_gid},
     {SPAWN_STEP_CAPABILITIES, bound_capabilities},

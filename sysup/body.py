@@ -125,6 +125,8 @@ class Setting:
     circus: bool = False
     to_journal: bool = False
     """Whether output that the config says nothing of goes to the journal."""
+    import_path: tuple[str, ...] = ()
+    """Where classes of one's own are looked for, beside the places of other modules."""
     estate: Estate | None = None
     """What the next daemon gets; None: it gets nothing."""
     serials: Iterator[int] = field(default_factory=lambda: itertools.count(1))
@@ -395,7 +397,7 @@ class Mould:
                 environ=setting.environ,
                 identity=config.Identity(who.name, who.home, who.shell),
                 extra=listen_variables(spec.listen_fds),
-                sys_path=sys.path,
+                sys_path=[*sys.path, *setting.import_path],
             ),
             search=setting.environ.get("PATH", os.defpath),
             cwd=spec.working_dir,
@@ -439,9 +441,11 @@ class Mould:
             ("stdout", spec.stdout_stream, spec.close_child_stdout),
             ("stderr", spec.stderr_stream, spec.close_child_stderr or spec.one_terminal),
         )
+        own = (path for path in spec.env.get("PYTHONPATH", "").split(":") if path)
+        places = (*setting.import_path, *own)
         for name, stream, closed in outputs:
             if not closed:
-                source = Source(name, spec.name, setting.app, setting.to_journal)
+                source = Source(name, spec.name, setting.app, setting.to_journal, places)
                 self._sinks[name] = open_sink(
                     setting.pump,
                     stream,

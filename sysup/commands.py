@@ -257,20 +257,22 @@ def get(app: App, p: Properties) -> Reply:
 
 
 def visible(options: dict[str, Any], role: Role) -> dict[str, Any]:
-    """What a role may see of options: environments hold secrets."""
-    if role is Role.READ and isinstance(options.get("env"), dict):
-        return {**options, "env": dict.fromkeys(options["env"], "(hidden)")}
-    return options
+    """What a role may see of options: some hold secrets."""
+    return config.discreet(options, HIDDEN) if role is Role.READ else options
 
 
 @command(Role.READ)
 def diff(app: App, p: Properties) -> Reply:
     """How what runs differs from the config."""
     told = app.differences()
-    for options in told["changed"].values():
-        for which, value in options.get("env", {}).items():
-            options["env"][which] = visible({"env": value}, p.role)["env"]
-    return told
+    changed = {
+        name: {
+            key: {which: visible({key: value}, p.role)[key] for which, value in both.items()}
+            for key, both in options.items()
+        }
+        for name, options in told["changed"].items()
+    }
+    return {**told, "changed": changed}
 
 
 @command(Role.READ)

@@ -15,7 +15,6 @@ import logging
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
@@ -120,7 +119,6 @@ class Daemon:
         self._given = {n: fds[n] for n in fds if n != LOCK and not is_part(n)}
         """Sockets that systemd holds, by name."""
         self._log = own_log
-        extend_import_path(loaded)
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
@@ -160,6 +158,7 @@ class Daemon:
         setting = self._board.setting
         setting.app, setting.circus = self.config.app, self.config.circus
         setting.estate = self._estate
+        setting.import_path = (os.path.dirname(self.config.path),)
         # As it was when the app began: systemd gives a daemon that it starts while journald is
         # away /dev/null for standard error.
         setting.to_journal = self._estate.ledger.table.get(JOURNAL, is_own_output())
@@ -462,14 +461,3 @@ class Daemon:
     async def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]:
         """Figures of the watchers' processes, by watcher and pid."""
         return await self._meter.infos(watchers)
-
-
-def extend_import_path(loaded: Config) -> None:
-    """Let stream classes be found beside the config, and where its environments point.
-
-    At the end of the path: nothing there can take the place of a module of ours.
-    """
-    paths = [os.path.dirname(loaded.path)]
-    for spec in loaded.watchers.values():
-        paths += [path for path in spec.env.get("PYTHONPATH", "").split(":") if path]
-    sys.path += [path for path in dict.fromkeys(paths) if path not in sys.path]

@@ -161,6 +161,7 @@ class Remains:
         searched = [b for b in self._bodies.values() if not b.tree_empty and b.cgroup is None]
         dead = {body.process.pid: body.marker for body in searched}
         try:
+            fleeing = self._os.chase(dead, self._mains()) if dead else set()
             left = self._os.leftovers(dead, self._mains()) if dead else {}
         except Unclear:
             self._plan_look(FIRST_LOOK)
@@ -171,7 +172,8 @@ class Remains:
             return
         for body in searched:
             pids = left.get(body.process.pid, set())
-            body.tree_empty = not [pid for pid in pids if self._kill(self._os.kill, pid)]
+            killed = [pid for pid in pids if self._kill(self._os.kill, pid)]
+            body.tree_empty = not killed and body.process.pid not in fleeing
             self.check(body)
         if not self._backlog:  # else a dead main is before them, and they are to be searched
             self._os.reap_strangers(self._mains())

@@ -192,6 +192,7 @@ class System(OS):
         self.forbidden: set[int] = set()
         """Pids that may not be touched."""
         self.left: dict[int, list[set[int]]] = {}
+        self.fleeing: list[set[int]] = []
         """What each look finds of a dead process."""
         self.cost = 0.0
         """Seconds that a spawn, or a look through /proc, takes."""
@@ -268,6 +269,9 @@ class System(OS):
         self.loop.now += self.cost
         self.looks.append(set(dead))
         return {pid: (self.left.get(pid) or [set()]).pop(0) for pid in dead}
+
+    def chase(self, dead: Mapping[int, str], mains: Collection[int]) -> set[int]:
+        return dead.keys() & (self.fleeing.pop(0) if self.fleeing else set())
 
     def reap_strangers(self, mains: Collection[int]) -> int:
         return 0

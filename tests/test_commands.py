@@ -192,6 +192,20 @@ def test_environments_are_for_who_may_command(app: FakeApp) -> None:
         assert reply == {"options": {"env": {"SECRET": value}, "priority": 0}}
 
 
+def test_what_only_ones_own_classes_understand_is_too(app: FakeApp) -> None:
+    told = {"stdout_stream.class": "my.Stream", "stdout_stream.token": "hush"}
+    app.ask("set", ADMIN, name="web", options={**told, "stdout_stream.filename": "x"})
+    for role, value in ((READ, "(hidden)"), (OPERATE, "hush")):
+        whole = {"class": "my.Stream", "token": value, "filename": "x"}
+        keys = ["stdout_stream", "stdout_stream.token", "stdout_stream.class"]
+        found = app.ask("get", role, name="web", keys=keys)["options"]
+        assert found == dict(zip(keys, (whole, value, "my.Stream"), strict=True))
+        options = app.ask("options", role, name="web")["options"]
+        assert options["stdout_stream_conf"] == whole
+        options = app.ask("show", role, name="web")["watcher"]["options"]
+        assert options["stdout_stream_conf"] == whole
+
+
 # ---- properties --------------------------------------------------------------------------
 
 

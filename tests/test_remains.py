@@ -193,6 +193,18 @@ def test_abandoned_pipes_are_closed_and_nobody_is_waited_for(
     assert [stream.closed for stream in world.pump.streams[101]] == [False, True]
 
 
+def test_who_was_met_in_flight_is_looked_for_again(
+    world: World, clear: Clear, releases: Releases
+) -> None:
+    body = dead(world)
+    pid = body.process.pid
+    world.os.fleeing = [{pid}, {pid}, set()]
+    clear(body)
+    world.loop.advance(1.0)
+    assert body.serial in releases.seen
+    assert world.os.looks == [{pid}] * 3
+
+
 def test_the_tree_of_the_abandoned_is_cleared_all_the_same(world: World, clear: Clear) -> None:
     """On a slow machine the deadline comes before the first look."""
     body = dead(world)

@@ -15,6 +15,7 @@ from sysup.config.ini import Level
 from sysup.config.kinds import Later, NotYet, string
 from sysup.config.load import Config, Reasons, section, without
 from sysup.config.rules import (
+    STREAM_OPTIONS,
     Fault,
     fault,
     faults,
@@ -77,6 +78,24 @@ def options(spec: WatcherSpec) -> dict[str, Any]:
     for stream in STREAM_FIELDS:
         shown[f"{stream}{_CONF}"] = _plain_stream(getattr(spec, stream))
     return shown
+
+
+def discreet(shown: Mapping[str, Any], instead: str) -> dict[str, Any]:
+    """Options as `options` and `get` show them, with `instead` for values that may be secrets.
+
+    Those are the ones of environments, and of what only programs of one's own understand:
+    free-form options, and those of stream classes that are not ours.
+    """
+    return {key: _discreet(key, value, instead) for key, value in shown.items()}
+
+
+def _discreet(key: str, value: Any, instead: str) -> Any:
+    field, _, name = key.removesuffix(_CONF).partition(".")
+    known = ("class", *STREAM_OPTIONS) if field in STREAM_FIELDS else ()
+    if isinstance(value, dict) and (known or key == "env"):
+        return {inner: v if inner in known else instead for inner, v in value.items()}
+    is_foreign = bool(known and name) and name not in known
+    return instead if is_foreign or (is_free(key) and key not in WATCHER_OPTIONS) else value
 
 
 def changed(spec: WatcherSpec) -> dict[str, Any]:

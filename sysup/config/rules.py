@@ -29,7 +29,7 @@ from sysup.config.words import split
 V = TypeVar("V")
 
 _CLASS = Option("class", TEXT, "", "the class")
-_STREAM_OPTIONS = tuple(dict.fromkeys(name for options in STREAMS.values() for name in options))
+STREAM_OPTIONS = tuple(dict.fromkeys(name for options in STREAMS.values() for name in options))
 _SOCKET = re.compile(r"\$\((?:circus|sysup)\.sockets\.([\w.-]+)\)", re.IGNORECASE)
 _NOT_FREE = frozenset(("flapping", "backoff", *STREAM_FIELDS, "hooks", "check"))
 """Beginnings of dotted names that are all declared here; others are anybody's."""
@@ -65,7 +65,7 @@ def unknown(name: str) -> str:
         return "unknown option (variables have sections of their own: [env], [env:NAME])"
     names = [*WATCHER_OPTIONS, *(f"{f.prefix}{n}" for f in FAMILIES for n in f.names)]
     for field in STREAM_FIELDS:
-        names += [f"{field}.{option}" for option in ("class", *_STREAM_OPTIONS)]
+        names += [f"{field}.{option}" for option in ("class", *STREAM_OPTIONS)]
     return f"unknown option{nearest(name, names)}"
 
 
@@ -94,7 +94,7 @@ def read_stream(
         return StreamSpec(cls, free), faults
     faults += _class_faults(f"{field}.class", cls)
     if cls not in STREAMS:
-        names = [f"{field}.{name}" for name in rest if not cls and name not in _STREAM_OPTIONS]
+        names = [f"{field}.{name}" for name in rest if not cls and name not in STREAM_OPTIONS]
         faults += [Fault(name, unknown(name), Level.STRICT) for name in names]
         return None, faults
     options = {name: option.default for name, option in STREAMS[cls].items()}

@@ -10,7 +10,7 @@ import signal
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +33,10 @@ LAST_KILLS = 20
 """How often the last strangers are killed before the daemon ends without them."""
 LAST_WAIT = 50
 """Milliseconds to wait for each."""
+CHASE = 0.05
+"""Seconds for which orphans are chased that fork and exit faster than all can be looked at."""
+CALM = 5
+"""How often there must have been none in a row."""
 
 
 class Unreaped(Exception):
@@ -246,6 +250,32 @@ class OS:
                 roots += [(child, owner) for child in children[pid]]
         return found
 
+    def chase(self, dead: Mapping[int, str], mains: Collection[int]) -> set[int]:
+        """Kill orphans that `leftovers` can't find, as each has left another one before the look
+        at all processes comes to it; returns of which of `dead` there were such.
+        """
+        owners = {marker: pid for pid, marker in dead.items()}
+        return self._chase(lambda pid: owners.get(_marker(pid) or ""), mains)
+
+    def _chase(self, owner_of: Callable[[int], int | None], mains: Collection[int]) -> set[int]:
+        """A look at our own children alone takes microseconds, and a pid that is found there is
+        theirs until we reap them."""
+        met: set[int] = set()
+        until, calm = time.monotonic() + CHASE, 0
+        while calm < CALM and time.monotonic() < until:
+            calm += 1
+            for pid in _our_children():
+                if pid in mains:
+                    continue
+                if _reap_stranger(pid):
+                    calm = 0  # it may have left another one
+                elif (owner := owner_of(pid)) is not None:
+                    with suppress(SysupError):  # it became another user
+                        _send(pid, signal.SIGKILL)
+                        met.add(owner)
+                        calm = 0
+        return met
+
     def _are_born(self, nameless: Collection[int]) -> bool:
         """Whether they will soon have a name: who has none for long has hidden it."""
         now = time.monotonic()
@@ -277,12 +307,19 @@ class OS:
         Returns how many were killed.
         """
         killed: set[int] = set()
+
+        own = os.getsid(0)
+
+        def stranger(pid: int) -> int | None:
+            return pid if os.getsid(pid) != own else None
+
         for _ in range(LAST_KILLS):
-            found = self._descendants([os.getpid()], recursive=True, session=os.getsid(0))
+            found = self._descendants([os.getpid()], recursive=True, session=own)
+            self._kill_and_wait(found)
+            found |= self._chase(stranger, ())
             killed |= found
             if not found:
                 break
-            self._kill_and_wait(found)
         return len(killed)
 
     def _kill_and_wait(self, pids: Iterable[int]) -> None:
@@ -402,6 +439,15 @@ def _marker(pid: int) -> str | None:
 def _proc(pid: int, name: str) -> bytes:
     with open(f"/proc/{pid}/{name}", "rb") as file:
         return file.read()
+
+
+def _our_children() -> list[int]:
+    """Those of the first thread, which starts processes and to which orphans come; none where the
+    kernel can't tell (CONFIG_PROC_CHILDREN)."""
+    try:
+        return [int(pid) for pid in _proc(os.getpid(), f"task/{os.getpid()}/children").split()]
+    except OSError:
+        return []
 
 
 def _next_zombie() -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 import queue
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -57,6 +58,8 @@ class Source:
     app: str = ""
     to_journal: bool = False
     """Whether the journal is where it goes without a class."""
+    import_path: tuple[str, ...] = ()
+    """Where a class of one's own may be, beside the places of other modules."""
 
     @property
     def name(self) -> str:
@@ -121,9 +124,14 @@ def _say_once(text: str) -> None:
         log.warning("%s", text)
 
 
-def _load(cls: str, options: dict[str, object]) -> Any:
-    """An object of a user's class; raises SysupError, whatever the user's code raises."""
+def _load(cls: str, options: dict[str, object], import_path: tuple[str, ...]) -> Any:
+    """An object of a user's class; raises SysupError, whatever the user's code raises.
+
+    Only now is its directory one to import from, and the last: who may write there, while the
+    daemon is root, is to be asked for no other module, such as one that is not installed.
+    """
     module, _, name = cls.rpartition(".")
+    sys.path += [path for path in dict.fromkeys(import_path) if path not in sys.path]
     try:
         return getattr(importlib.import_module(module), name)(**options)
     except (Exception, SystemExit) as error:
@@ -162,7 +170,8 @@ class _Opening:
             case "QueueStream":
                 return self._python("QueueStream", QueueStream())
         if "." in self.cls:
-            return self._python(self.cls, _load(self.cls, dict(self._options)))
+            made = _load(self.cls, dict(self._options), self._source.import_path)
+            return self._python(self.cls, made)
         raise SysupError(f"cannot open {self._source.stream}_stream: no such class: {self.cls}")
 
     def direct(self) -> journal.Direct:

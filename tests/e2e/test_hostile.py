@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PATIENCE
+from tests.e2e.harness import PATIENCE, until
 
 GOOD = "[watcher:good]\ncmd = sleep 100\n"
 
@@ -65,3 +67,52 @@ def test_an_owner_that_there_is_not_costs_only_the_gift(sysupd: Start, tmp_path:
     daemon = sysupd(f"[sysup]\nendpoint = {endpoint}\nendpoint_owner = nobody-such\n{GOOD}")
     daemon.says(f"cannot give {endpoint} to nobody-such")
     assert daemon.status("good") == "active"
+
+
+FUGITIVE = r"""
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+int main(int argc, char **argv)
+{
+    if (argc > 2 && getenv("SYSUP_PROCESS"))
+        return execve(argv[0], argv, (char *[]){NULL});
+    int lock = open(argv[1], O_RDWR | O_CREAT, 0600);
+    if (lock < 0 || flock(lock, LOCK_EX) < 0 || write(1, "on the run\n", 11) < 0)
+        return 1;
+    if (fork())
+        pause();
+    while (fork() <= 0)
+        setsid();
+}
+"""
+"""Flees from child to child, each in a session of its own; all share the lock to the last."""
+
+
+def is_locked(path: Path) -> bool:
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("hides", [False, True], ids=["marked", "hidden"])
+def test_what_flees_from_child_to_child_is_caught(
+    sysupd: Start, tmp_path: Path, hides: bool
+) -> None:
+    """By the stop; and by the daemon's end, if it has hidden its marker."""
+    program, lock = tmp_path / "fugitive", tmp_path / "lock"
+    compile_ = ["gcc", "-O2", "-x", "c", "-", "-o", str(program)]
+    subprocess.run(compile_, input=FUGITIVE, text=True, check=True)
+    daemon = sysupd(f"[watcher:w]\ncmd = {program} {lock}{' hide' if hides else ''}\n{GOOD}")
+    until(lambda: "on the run" in daemon.log(), "it flees")
+    assert is_locked(lock)
+    if hides:
+        assert daemon.stop() == 0
+    else:
+        assert daemon.call("stop", name="w", waiting=True)["status"] == "ok"
+    assert not is_locked(lock)

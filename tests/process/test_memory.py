@@ -1,15 +1,18 @@
-"""Nobody gets at the daemon's memory by a child that was given to another user."""
+"""Nobody gets at the daemon's memory, or its keys, by a child that was given to another user."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
 from sysup.process import OS
-from tests.process.real import NOBODY, ended, launch, needs_root
+from tests.process.real import NOBODY, ended, launch, needs_root, output
 
 BIRTHS = 3000
 SPY = """
@@ -58,3 +61,36 @@ def test_the_childs_user_never_sees_us_in_it(system: OS, spy: subprocess.Popen[s
     for _ in range(BIRTHS):
         ended(system, launcher.spawn())
     assert spy.poll() is None, spy.communicate()[0]
+
+
+CALLS = {"x86_64": (248, 250), "aarch64": (217, 219)}
+"""Numbers of add_key(2) and keyctl(2)."""
+SESSION_KEYRING = -3
+JOIN_SESSION_KEYRING = 1
+
+
+def have_a_key(name: bytes) -> None:
+    """In a session keyring of its own, as a login has one."""
+    add_key, keyctl = CALLS[platform.machine()]
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(keyctl, JOIN_SESSION_KEYRING, None) < 0:
+        raise OSError(ctypes.get_errno(), "no keyring")
+    if libc.syscall(add_key, b"user", name, b"x", ctypes.c_size_t(1), SESSION_KEYRING) < 0:
+        raise OSError(ctypes.get_errno(), "no key")
+
+
+def tell_of_keys() -> None:
+    """Print what keys a child of this user sees, and one of another user; run by the test below."""
+    have_a_key(b"sysup-test")
+    for who in (NOBODY, None):
+        print("sysup-test" in output(OS(), launch("cat", "/proc/keys", uid=who)))
+
+
+@needs_root
+@pytest.mark.skipif(platform.machine() not in CALLS, reason="the calls' numbers are not known")
+def test_another_user_does_not_get_our_keys() -> None:
+    program = f"from {__name__} import tell_of_keys; tell_of_keys()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if "no key" in done.stderr:
+        pytest.skip("there are no keyrings here")
+    assert (done.stdout, done.stderr) == ("False\nTrue\n", "")

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from sysup.config import StreamSpec
 from sysup.protocol import SysupError
+from sysup.streams import Source, open_sink
 from sysup.streams.places import PythonPlace
 from tests.streams.house import (
     PATIENCE,
@@ -237,3 +239,19 @@ def test_stopping_writes_what_is_held_and_ends_all(house: House, tmp_path: Path)
     assert Collector.made[0].closed
     os.close(writing)
     os.close(other_writing)
+
+
+def test_only_a_class_of_ones_own_is_looked_for_beside_the_config(
+    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    source = Source("stdout", "web", "shop", import_path=(str(tmp_path),))
+    options = {"filename": str(tmp_path / "log")}
+    sinks = [open_sink(house.pump, StreamSpec("FileStream", options), source)]
+    assert str(tmp_path) not in sys.path
+    (tmp_path / "json.py").write_text("raise SystemExit('this takes the place of another')")
+    (tmp_path / "beside.py").write_text("import json\ndef Stream(): return json.dumps\n")
+    sinks.append(open_sink(house.pump, StreamSpec("beside.Stream", {}), source))
+    assert sys.path[-1] == str(tmp_path)
+    for sink in sinks:
+        sink.close()

@@ -22,9 +22,7 @@ from tests.system.services import App
 
 RPMLINT = "rpmlint==2.10.0"
 SCRIPTLETS = ("preun", "postun", "postin", "posttrans")
-ELSEWHERE = (
-    ("/usr/share/zsh/vendor-completions", "/usr/share/zsh/site-functions"),
-)
+ELSEWHERE = (("/usr/share/zsh/vendor-completions", "/usr/share/zsh/site-functions"),)
 """Places in Debian, and those in Fedora."""
 OF_ITS_OWN = (
     "/usr/share/doc/",
