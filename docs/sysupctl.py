@@ -6,6 +6,7 @@ python -m docs.sysupctl > docs/sysupctl.md
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator
 
 import click
@@ -53,9 +54,12 @@ file in `SYSUPCTL_KEY`, and `~/.config/sysup/client.key_secret`; the daemon's pu
 
 ## Output
 
-Tables with columns that line up, coloured on a terminal (not with `NO_COLOR` set). In a pipe they
+Tables with columns that line up, coloured on a terminal (not with `NO_COLOR` set, nor with
+`TERM=dumb`). In a pipe they
 are plain; an empty cell is `-`, so columns can be counted, and only the last one has blanks in
-it. Control characters in what processes wrote are spelled out. `--json` prints the daemon's
+it. On a terminal that is too narrow for a table of states, what has nothing in it is left out, the
+reason stands below its line, and the columns to the right give way. Control characters in what
+processes wrote are spelled out. `--json` prints the daemon's
 reply as it came, in one line, also if it is a refusal; `--prettify` indents it. Errors go to
 standard error: `error: REASON`.
 
@@ -121,7 +125,9 @@ it is.
 
 The command lines of circusctl work, but for `ipython`, `--ssh`, `--help COMMAND` (it is `COMMAND
 --help`) and the shell. The exit code of a refusal is 1, not 3. `list` prints a name a line.
-`rm --nostop` and `kill --graceful_timeout` do what they say. `listen` finds the event endpoint by
+`rm --nostop` and `kill --graceful_timeout` do what they say. Also a failure are `signal` and `kill`
+of a process that is not there, and `start`, `restart`, `add --start` and `incr` after which the
+watcher can't run: how it is, is shown. `listen` finds the event endpoint by
 itself.
 """
 
@@ -142,7 +148,7 @@ def _commands() -> Iterator[str]:
     for path, command in _leaves("", cli):
         yield f"### {path}\n"
         yield f"    sysupctl {_usage(path, command)}\n"
-        yield f"{inspect.cleandoc(command.help or '')}\n"
+        yield f"{_help(command)}\n"
         own = [param for param in command.params if param not in command.common]
         yield from _options([param for param in own if isinstance(param, click.Option)])
 
@@ -159,6 +165,15 @@ def _leaves(path: str, group: click.Group) -> Iterator[tuple[str, Command]]:
         else:
             assert isinstance(command, Command)
             yield path + name, command
+
+
+def _help(command: Command) -> str:
+    """A command's help; what click is told not to wrap is code."""
+    paragraphs = inspect.cleandoc(command.help or "").split("\n\n")
+    return "\n\n".join(
+        textwrap.indent(each.removeprefix("\b\n"), "    ") if each.startswith("\b\n") else each
+        for each in paragraphs
+    )
 
 
 def _usage(path: str, command: Command) -> str:

@@ -181,6 +181,10 @@ def _nothing(_: Any) -> Reply:
     return {}
 
 
+def _processes(number: int) -> Reply:
+    return {"processes": number}
+
+
 # ---- what is -----------------------------------------------------------------------------
 
 
@@ -446,7 +450,7 @@ def signal_(app: App, p: Properties) -> Soon:
         children=p.flag("children"),
         recursive=p.flag("recursive"),
     )
-    return Soon(_then(in_turns(steps), _nothing))
+    return Soon(_then(in_turns(steps), _processes))
 
 
 @command(Role.OPERATE)
@@ -465,7 +469,8 @@ def kill(app: App, p: Properties) -> Later:
     """End processes; they are started afresh."""
     signum = p.signum("signum") if "signum" in p else None
     watcher = find(app, p.text("name"))
-    return Later(_then(watcher.kill(p.pid(), signum, p.seconds("graceful_timeout")), _nothing))
+    work = watcher.kill(p.pid(), signum, p.seconds("graceful_timeout"))
+    return Later(_then(work, _processes))
 
 
 @command(Role.OPERATE)

@@ -151,7 +151,8 @@ def make_handler(output: str, app: str = "") -> logging.Handler:
         return Diary(app)
     if output in STANDARD_ERROR:
         handler: logging.Handler = logging.StreamHandler()
-        handler.setFormatter(Formatter(os.isatty(2) and "NO_COLOR" not in os.environ))
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        handler.setFormatter(Formatter(os.isatty(2) and not plain))
         return handler
     try:
         if output.startswith("syslog://"):

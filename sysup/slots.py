@@ -198,8 +198,12 @@ class Slots:
         child_pid: int | None = None,
         children: bool = False,
         recursive: bool = False,
-    ) -> Steps[None]:
-        """Send a signal to processes, or below them; dying of it counts as no crash."""
+    ) -> Steps[int]:
+        """Send a signal to processes, or below them; dying of it counts as no crash.
+
+        Returns how many processes of the watcher these are.
+        """
+        number = 0
         for place, body in self._meant(pid):
             if child_pid is not None:
                 self.board.os.signal_child(body.process, child_pid, signum)
@@ -208,15 +212,19 @@ class Slots:
             if child_pid is None and (recursive or not children):
                 self.handle(place, Signalled(body.serial, signum))
                 self.board.os.signal(body.process, signum)
+            number += 1
             yield
+        return number
 
     def recycle(
         self, pid: int | None, signum: int | None, graceful_timeout: float | None
-    ) -> Steps[None]:
+    ) -> Steps[int]:
         """Begin to end processes (one, or all) that are to be started afresh.
 
-        `signum` and `graceful_timeout` (seconds) stand in for the options.
+        `signum` and `graceful_timeout` (seconds) stand in for the options. Returns how many
+        these are.
         """
+        number = 0
         for place, _ in self._meant(pid):
             if signum is not None or graceful_timeout is not None:
                 stage = self.spec.stop_signal[0]
@@ -227,7 +235,9 @@ class Slots:
                 )
                 place.life.spec = replace(place.life.spec, stop_signal=(stage,))
             self.handle(place, Recycle())
+            number += 1
             yield
+        return number
 
     def _meant(self, pid: int | None) -> Iterator[tuple[Place, Body]]:
         """All processes or one, each if it still lives when its turn comes."""

@@ -256,13 +256,14 @@ class Watcher:
 
     async def kill(
         self, pid: int | None, signum: int | None, graceful_timeout: float | None
-    ) -> None:
-        """End processes (one, or all) and let them be started afresh.
+    ) -> int:
+        """End processes (one, or all) and let them be started afresh. Returns how many.
 
         `signum` and `graceful_timeout` (seconds) stand in for the watcher's own.
         """
-        await in_turns(self.slots.recycle(pid, signum, graceful_timeout))
+        number = await in_turns(self.slots.recycle(pid, signum, graceful_timeout))
         await self._rest(self._is_up if self.want is Want.UP else self._is_down)
+        return number
 
     def close(self) -> None:
         """The watcher is removed: let go of what it holds open; commands that wait end."""

@@ -533,10 +533,12 @@ def test_scaling(app: FakeApp) -> None:
 
 
 def test_signals(app: FakeApp) -> None:
-    assert app.ask("signal", name="web", signum="usr1", pid="102") == {}
-    assert app.ask("signal", name="web", signum=1, pid=101, children="true") == {}
-    assert app.ask("signal", name="web", signum=1, pid=101, child_pid=900) == {}
-    assert app.ask("signal", name="web", signum=1, pid=101, childpid=0) == {}
+    one = {"processes": 1}
+    assert app.ask("signal", name="web", signum="usr1", pid="102") == one
+    assert app.ask("signal", name="web", signum=1, pid=101, children="true") == one
+    assert app.ask("signal", name="web", signum=1, pid=101, child_pid=900) == one
+    assert app.ask("signal", name="web", signum=1, pid=101, childpid=0) == one
+    assert app.ask("signal", name="web", signum=1, pid=999) == {"processes": 0}
     assert app.world.os.sent == [
         ("process", 102, 10),
         ("children", 101, 1),
@@ -546,8 +548,11 @@ def test_signals(app: FakeApp) -> None:
 
 
 def test_kill(app: FakeApp) -> None:
-    assert app.ask("kill", name="web", pid=101, signum="INT", graceful_timeout="3") == {}
+    done = app.ask("kill", name="web", pid=101, signum="INT", graceful_timeout="3")
+    assert done == {"processes": 1}
     assert app.ask("list", name="web") == {"pids": [104, 102]}
+    assert app.ask("kill", name="web", pid=101) == {"processes": 0}
+    assert app.ask("kill", name="web") == {"processes": 2}
 
 
 def test_set_tells_impacts_and_checks_before_it_answers(app: FakeApp) -> None:

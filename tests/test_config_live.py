@@ -103,6 +103,8 @@ def test_get_of_what_is_not_set_and_what_is_not_there() -> None:
         ("restart", "on-failure", "restart", Restart.ON_FAILURE),
         ("uid", 33, "uid", "33"),
         ("uid", None, "uid", None),
+        ("uid", "", "uid", None),
+        ("success_codes", "", "success_codes", frozenset()),
         ("args", ["a b", "c"], "args", ("a b", "c")),
         ("env", {"A": "1"}, "env", {"A": "1"}),
         ("flapping.attempts", 9, "flapping", FlappingSpec(attempts=9)),

@@ -63,7 +63,8 @@ class Option:
 
     def wire(self, value: object) -> Any:
         """The value of a JSON value; ValueError with the reason if it has none."""
-        if value is None and self.default is None:
+        empty = value is None or (value == "" and not self.kind.takes_empty)
+        if empty and self.default is None:
             return None
         return self.kind.wire(value)
 

@@ -17,7 +17,6 @@ from sysup.ctl.session import (
     OK,
     Command,
     complete_signal,
-    is_well,
     maybe_name_argument,
     name_argument,
     session,
@@ -43,21 +42,9 @@ def _change(name: str | None, done: str, command: str, wait: bool, **properties:
         here.show(reply, "ok")
     elif name is None or not reply.get("info"):
         here.show(reply, f"{render.clean(name)}: {done}" if name else done)
-    elif any(reply["info"].values()):
-        here.show(reply, render.outcome(name, reply["info"]))
     else:
-        return _nothing_runs(name, reply)
+        return options.came_up(name, reply["info"], reply)
     return OK
-
-
-def _nothing_runs(name: str, reply: dict[str, Any]) -> int:
-    """A watcher was to be up, and no process is there: show how it is instead."""
-    watchers = session().call("status", name=name).get("watchers", {})
-    if all(is_well(watcher, named=True) for watcher in watchers.values()):
-        session().show(reply, f"{render.clean(name)}: nothing to do")
-        return OK
-    session().show(reply, render.status(watchers, processes=False))
-    return FAILED
 
 
 @click.command(cls=Command)
@@ -100,10 +87,22 @@ def reload_(name: str | None, sequential: bool, terminate: bool, wait: bool) -> 
     )
 
 
-def _scale(command: str, name: str, number: int, save: bool, wait: bool) -> None:
-    reply = session().call(command, name=name, nb=number, save=save or None, waiting=wait or None)
-    outcome = render.scaled(name, reply) if "numprocesses" in reply else "ok"
-    session().show(reply, [outcome, *options.saved(reply)])
+def _scale(command: str, name: str, number: int, save: bool, wait: bool) -> int:
+    here = session()
+    reply = here.call(command, name=name, nb=number, save=save or None, waiting=wait or None)
+    if "numprocesses" not in reply:
+        here.show(reply, ["ok", *options.saved(reply)])
+        return OK
+    watchers: dict[str, Any] = {}
+    with suppress(CallError):  # it is done; how the watcher is adds to that
+        watchers = here.call("status", name=name).get("watchers", {})
+    stopped = any(watcher["want"] == "down" for watcher in watchers.values())
+    lines = [render.scaled(name, reply, stopped), *options.saved(reply)]
+    failing = any(watcher["state"] in render.TROUBLED for watcher in watchers.values())
+    if failing:
+        lines += render.status(watchers, processes=False, width=here.width)
+    here.show(reply, lines)
+    return FAILED if failing else OK
 
 
 @click.command(cls=Command)
@@ -111,9 +110,9 @@ def _scale(command: str, name: str, number: int, save: bool, wait: bool) -> None
 @click.argument("number", metavar="[N]", type=click.IntRange(min=0), default=1)
 @options.save_option
 @wait_option
-def incr(name: str, number: int, save: bool, wait: bool) -> None:
+def incr(name: str, number: int, save: bool, wait: bool) -> int:
     """Have N more processes (1)."""
-    _scale("incr", name, number, save, wait)
+    return _scale("incr", name, number, save, wait)
 
 
 @click.command(cls=Command)
@@ -121,9 +120,9 @@ def incr(name: str, number: int, save: bool, wait: bool) -> None:
 @click.argument("number", metavar="[N]", type=click.IntRange(min=0), default=1)
 @options.save_option
 @wait_option
-def decr(name: str, number: int, save: bool, wait: bool) -> None:
+def decr(name: str, number: int, save: bool, wait: bool) -> int:
     """Have N fewer processes (1)."""
-    _scale("decr", name, number, save, wait)
+    return _scale("decr", name, number, save, wait)
 
 
 def _signal(text: str) -> int | str:
@@ -142,20 +141,34 @@ def _signal(text: str) -> int | str:
 )
 @click.option("--children", is_flag=True, help="To the children, not the process.")
 @click.option("--recursive", is_flag=True, help="To the process and all its descendants.")
-def signal_(name: str, pid_and_signal: tuple[str, ...], children: bool, recursive: bool) -> None:
+def signal_(name: str, pid_and_signal: tuple[str, ...], children: bool, recursive: bool) -> int:
     """Send a signal to the processes of a watcher, or to one."""
     *pids, signum = pid_and_signal
     if len(pids) > 1 or not all(pid.isdecimal() for pid in pids):
         raise click.UsageError("the arguments are NAME [PID] SIGNAL")
+    pid = int(pids[0]) if pids else None
     reply = session().call(
         "signal",
         name=name,
-        pid=int(pids[0]) if pids else None,
+        pid=pid,
         signum=_signal(signum),
         children=children or None,
         recursive=recursive or None,
     )
-    session().show(reply, "ok")
+    return _reached(name, pid, "signalled", reply)
+
+
+def _reached(name: str, pid: int | None, done: str, reply: dict[str, Any]) -> int:
+    """Say to how many processes something was done; to none is a failure."""
+    number = reply.get("processes")  # circusd does not tell, nor a reply that comes at once
+    if number == 0:
+        which = "no process" if pid is None else f"no process {pid}"
+        click.echo(f"error: {render.clean(name)} has {which}", err=True)
+        session().show(reply, ())
+        return FAILED
+    told = f"{render.clean(name)}: {render.count(number, 'process')} {done}" if number else "ok"
+    session().show(reply, told)
+    return OK
 
 
 @click.command(cls=Command)
@@ -212,7 +225,7 @@ def send(
 @wait_option
 def kill(
     name: str, pid: int | None, signum: str | None, graceful_timeout: float | None, wait: bool
-) -> None:
+) -> int:
     """End the processes of a watcher, or one; new ones take their places."""
     reply = session().call(
         "kill",
@@ -222,7 +235,7 @@ def kill(
         graceful_timeout=graceful_timeout,
         waiting=wait or None,
     )
-    session().show(reply, "ok")
+    return _reached(name, pid, "ended", reply)
 
 
 @click.command(cls=Command)

@@ -43,7 +43,8 @@ def status(name: str | None, processes: bool) -> int:
     watchers = reply.get("watchers")
     if watchers is not None:
         used = None if here.json or here.prettify else usage(here, name and next(iter(watchers)))
-        here.show(reply, render.status(watchers, processes or name is not None, used))
+        lines = render.status(watchers, processes or name is not None, used, here.width)
+        here.show(reply, lines)
         if changed := reply.get("changed_files"):
             click.echo(f"hint: {render.changed_files(changed)}", err=True)
         for line in render.not_there(reply.get("kept", {}), watchers):

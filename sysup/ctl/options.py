@@ -11,8 +11,11 @@ import click
 from sysup.client import CallError
 from sysup.ctl import render
 from sysup.ctl.session import (
+    FAILED,
+    OK,
     Command,
     complete_option,
+    is_well,
     name_argument,
     session,
     wait_option,
@@ -30,6 +33,18 @@ save_option = click.option(
 def saved(reply: Mapping[str, Any]) -> list[str]:
     """Where a change was saved, if it was."""
     return [f"saved in {render.clean(reply['saved'])}"] if "saved" in reply else []
+
+
+def came_up(name: str, info: Mapping[str, Any], reply: Mapping[str, Any]) -> int:
+    """Say what became of a watcher that was to be up; if nothing of it is, how it is instead."""
+    if not (info.get("started") or info.get("kept")):
+        watchers = session().call("status", name=name).get("watchers", {})
+        if not all(is_well(watcher, named=True) for watcher in watchers.values()):
+            lines = render.status(watchers, processes=False, width=session().width)
+            session().show(reply, [*lines, *saved(reply)])
+            return FAILED
+    session().show(reply, [render.outcome(name, info), *saved(reply)])
+    return OK
 
 
 @click.command(cls=Command)
@@ -97,7 +112,7 @@ def add(
     wait: bool,
     name: str,
     command: tuple[str, ...],
-) -> None:
+) -> int:
     """Make a watcher, until the daemon ends or, with --save, for good. All options stand before
     NAME.
 
@@ -118,8 +133,11 @@ def add(
         save=save or None,
         waiting=(start and wait) or None,
     )
-    outcome = render.outcome(name, reply) if "started" in reply else "ok"
+    if "started" in reply:
+        return came_up(name, reply, reply)
+    outcome = "ok" if start else f"{render.clean(name)}: added, and stopped until it is started"
     session().show(reply, [outcome, *saved(reply)])
+    return OK
 
 
 @click.command(cls=Command)

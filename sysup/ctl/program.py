@@ -28,7 +28,12 @@ Without --key and --server-key they are the files in SYSUPCTL_KEY and SYSUPCTL_S
 """
 
 
-@click.group(cls=Group, invoke_without_command=True, epilog=EPILOG)
+@click.group(
+    cls=Group,
+    invoke_without_command=True,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="sysupctl", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context) -> None:
@@ -76,10 +81,15 @@ cli.add_later("sysup.ctl.keygen", "keygen", "authorize")
 def completion(shell: str) -> None:
     """Print a script that makes the shell complete commands, options and watchers.
 
-    For bash, in ~/.bashrc: eval "$(sysupctl completion bash)"
+    \b
+    bash, in ~/.bashrc:                   eval "$(sysupctl completion bash)"
+    zsh, in ~/.zshrc, after compinit:     eval "$(sysupctl completion zsh)"
+    fish, in ~/.config/fish/config.fish:  sysupctl completion fish | source
     """
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)
     assert kind is not None  # Choice lets only the three that click knows pass
-    click.echo(kind(cli, {}, "sysupctl", "_SYSUPCTL_COMPLETE").source())
+    script = kind(cli, {}, "sysupctl", "_SYSUPCTL_COMPLETE").source()
+    # Each line is TYPE,TEXT; older versions of click have fish split TEXT at its commas, too.
+    click.echo(script.replace('string split "," ', 'string split --max 1 "," '))

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import click
 
+from sysup.ctl.narrow import fit
+
 COLOURS = {
     "active": "green",
     "running": "green",
@@ -201,10 +203,11 @@ def status(
     watchers: Mapping[str, Mapping[str, Any]],
     processes: bool,
     used: Used | None = None,
+    width: int | None = None,
 ) -> list[str]:
     """A line for each watcher; below it its `processes` if asked for, and what is wrong.
 
-    `used`: what each process takes, for two columns more.
+    `used`: what each process takes, for two columns more. `width`: that of the terminal.
     """
     rows: list[Sequence[str]] = []
     below: dict[int, list[str]] = {}
@@ -219,9 +222,10 @@ def status(
     header = [*STATUS_COLUMNS]
     if used is not None:
         header[USAGE_AT:USAGE_AT] = USAGE_COLUMNS
-    lines = []
-    for number, line in enumerate(table(header, rows)):
-        lines += [line, *below.get(number, ())]
+    shown, lines = fit(header, rows, width), []
+    for number, line in enumerate(table(shown.header, shown.rows)):
+        moved = [f"    {shown.below[number]}"] if number in shown.below else []
+        lines += [line, *moved, *below.get(number, ())]
     return lines
 
 
@@ -306,10 +310,11 @@ def outcome(name: str, info: Mapping[str, Any]) -> str:
     return f"{clean(name)}: {'; '.join(words) or 'nothing to do'}"
 
 
-def scaled(name: str, reply: Mapping[str, Any]) -> str:
+def scaled(name: str, reply: Mapping[str, Any], stopped: bool = False) -> str:
     """`web: 4 processes`."""
     note = " (singleton)" if reply.get("singleton") else ""
-    return f"{clean(name)}: {count(reply['numprocesses'], 'process')}{note}"
+    when = " once it is started" if stopped else ""
+    return f"{clean(name)}: {count(reply['numprocesses'], 'process')}{when}{note}"
 
 
 def sent(name: str, reply: Mapping[str, Any]) -> str:

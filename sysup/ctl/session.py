@@ -31,6 +31,8 @@ from sysup.protocol import Errno, SysupError
 OK, FAILED, USAGE, NOT_RUNNING, UNREACHABLE = range(5)
 """The exit codes; NOT_RUNNING is that of `status` (LSB) and `wait`."""
 INTERRUPTED = 130
+WHOLE = 1000
+"""Characters that no first sentence of a command's help has."""
 
 WAIT = 600.0
 """Seconds that a command which changes something waits for the outcome."""
@@ -101,6 +103,15 @@ class Session:
         self._others += made.values()
         return made
 
+    @property
+    def width(self) -> int | None:
+        """The columns of the terminal; None if it is none that is written to."""
+        if not sys.stdout.isatty():
+            return None
+        from shutil import get_terminal_size
+
+        return get_terminal_size().columns
+
     def close(self) -> None:
         """Close the connection, if there is one."""
         for each in self._others:
@@ -153,16 +164,17 @@ class Session:
             hint = "sysupd may still be at it: see `sysupctl status`, or wait longer by --timeout"
             click.echo(f"hint: {hint}", err=True)
         if isinstance(error, NotRunning):
-            click.echo(
-                f"hint: start it by `systemctl start sysup@{next(iter(self.apps), 'APP')}`",
-                err=True,
-            )
+            app = next(iter(self.apps), "APP")
+            hint = f"start it by `systemctl start sysup@{app}`, or here by `sysupd {app}.ini`"
+            click.echo(f"hint: {hint}", err=True)
         unknown = isinstance(error, (Unreachable, ConnectionLost, TimedOut))
         return UNREACHABLE if unknown else FAILED
 
 
 def _is_unknown_name(error: CallError) -> bool:
-    return error.errno is Errno.MESSAGE_ERROR and str(error).startswith("program ")
+    text = str(error)
+    is_refusal = error.errno is Errno.MESSAGE_ERROR
+    return is_refusal and text.startswith("program ") and text.endswith(" not found")
 
 
 def session() -> Session:
@@ -305,6 +317,16 @@ class Group(click.Group):
         """The commands' names, as declared."""
         return list(self.commands)
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first sentence of each command, to its end."""
+        rows = []
+        for name in self.list_commands(context):
+            command = self.get_command(context, name)
+            if command is not None:
+                rows.append((name, command.get_short_help_str(WHOLE)))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
     def resolve_command(
         self, context: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -381,13 +403,23 @@ wait_option = click.option(
 )
 
 
+def has_colours() -> bool:
+    """Whether colours are wanted (https://no-color.org: not with any value but the empty one),
+    and what we write to could show them if it is a terminal."""
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def run(program: click.Group, args: list[str] | None) -> int:
     """Run the command in `args` (None: of the process); returns the exit code."""
     here = Session()
-    # https://no-color.org: any value but the empty one
-    color = False if os.environ.get("NO_COLOR") else None
     try:
-        code = program.main(args, "sysupctl", standalone_mode=False, obj=here, color=color)
+        code = program.main(
+            args,
+            "sysupctl",
+            standalone_mode=False,
+            obj=here,
+            color=None if has_colours() else False,
+        )
         sys.stdout.flush()
         return code or OK
     except click.ClickException as error:

@@ -63,7 +63,7 @@ def status(here: Session, sessions: Sessions, name: str | None, processes: bool)
         with suppress(SysupError):
             told = sessions[app].call("stats")["infos"]
             infos.update({f"{app}/{watcher}": rows for watcher, rows in told.items()})
-    asked.show(here, render.status(watchers, processes, render.usages(infos)))
+    asked.show(here, render.status(watchers, processes, render.usages(infos), here.width))
     well = all(is_well(watcher, named=name is not None) for watcher in watchers.values())
     return asked.code or (OK if well else NOT_RUNNING)
 

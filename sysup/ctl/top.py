@@ -15,7 +15,7 @@ from sysup.ctl.figures import BLOCKS, END, ORDERS, PLAIN_BLOCKS, Figures
 from sysup.ctl.render import clean
 from sysup.ctl.screen import Screen
 from sysup.ctl.session import Command, Session, complete_watcher, session
-from sysup.protocol import STATS, stats_topic
+from sysup.protocol import EVENTS_SOCKET, STATS, stats_topic
 
 KEYS = {"c": "cpu", "m": "mem", "t": "time", "a": "age", "n": "name", "p": "pid", "u": "user"}
 """Keys that sort."""
@@ -54,7 +54,8 @@ def top(names: tuple[str, ...], order: str, reverse: bool, count: int | None) ->
     topics = [stats_topic(name).decode() for name in names] or [STATS]
     with here.client().subscribe_stats([*topics, END]) as events:
         if live:
-            Live(events, found, order, reverse=reverse, title=here.app or events.endpoint).run()
+            title = here.app or title_of(events.endpoint)
+            Live(events, found, order, reverse=reverse, title=title).run()
             return
         until = (count or 1) + FIRST - 1
         for number in rounds(events, found, here.timeout or TIMEOUT):
@@ -62,6 +63,13 @@ def top(names: tuple[str, ...], order: str, reverse: bool, count: int | None) ->
                 show(here, found, order, reverse)
             if number >= until:
                 return
+
+
+def title_of(endpoint: str) -> str:
+    """What to call an app that was not named: the directory of its socket is named after it."""
+    directory, _, name = endpoint.removeprefix("ipc://").rpartition("/")
+    is_own = endpoint.startswith("ipc:///") and name == EVENTS_SOCKET
+    return directory.rpartition("/")[2] if is_own else endpoint
 
 
 def on_terminal() -> bool:

@@ -115,5 +115,5 @@ def listen(events: Subscription, seconds: float) -> None:
 
 def tell(here: Session, watchers: Watchers, code: int) -> int:
     """Show how they are instead."""
-    here.show({"watchers": watchers}, render.status(watchers, processes=False))
+    here.show({"watchers": watchers}, render.status(watchers, processes=False, width=here.width))
     return code

@@ -222,6 +222,13 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         {"bytes": 0, "processes": 1},
         "web: 0 bytes to 1 process\n",
     ),
+    (
+        "signal web hup",
+        {"name": "web", "signum": "HUP"},
+        {"processes": 2},
+        "web: 2 processes signalled\n",
+    ),
+    ("kill web", {"name": "web", **WAIT}, {"processes": 1}, "web: 1 process ended\n"),
     ("kill web", {"name": "web", **WAIT}, {}, "ok\n"),
     (
         "kill web 812 --signum quit --graceful_timeout 1.5 --no-wait",
@@ -233,7 +240,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "add web sleep 1000",
         {"name": "web", "cmd": "sleep 1000", "options": {}, "start": False},
         {},
-        "ok\n",
+        "web: added, and stopped until it is started\n",
     ),
     (
         "add --start --option numprocesses=2 --option uid=1000 web sh -c 'a b' --json",
@@ -302,7 +309,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "add --save web sleep 1000",
         {"name": "web", "cmd": "sleep 1000", "options": {}, "start": False, "save": True},
         {"saved": "/x"},
-        "ok\nsaved in /x\n",
+        "web: added, and stopped until it is started\nsaved in /x\n",
     ),
     (
         "diff",
@@ -386,6 +393,43 @@ def test_a_start_that_leaves_nothing_running_shows_why(daemon: CannedDaemon, ctl
     assert "ImportError" in out
     daemon.replies["status"] = {"status": "active", "watchers": {"web": WEB}}
     assert ctl("start", "web") == (0, "web: nothing to do\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "reply"),
+    [
+        (["restart", "web"], {"info": {"started": [], "stopped": [700], "kept": []}}),
+        (["add", "--start", "web", "nope"], {"started": [], "kept": []}),
+        (["incr", "web"], {"numprocesses": 3}),
+    ],
+)
+def test_a_change_after_which_nothing_comes_up_fails_and_shows_why(
+    daemon: CannedDaemon, ctl: Run, args: list[str], reply: dict[str, Any]
+) -> None:
+    daemon.replies[args[0]] = reply
+    daemon.replies["status"] = {"status": "active", "watchers": {"web": BROKEN}}
+    code, out, _ = ctl(*args)
+    assert code == 1
+    assert "ImportError" in out
+
+
+def test_scaling_what_is_stopped_says_that_it_is(daemon: CannedDaemon, ctl: Run) -> None:
+    down = {**WEB, "state": "stopped", "want": "down", "ready": 0, "processes": []}
+    daemon.replies["incr"] = {"numprocesses": 3}
+    daemon.replies["status"] = {"status": "stopped", "watchers": {"web": down}}
+    assert ctl("incr", "web") == (0, "web: 3 processes once it is started\n", "")
+
+
+def test_a_process_that_there_is_not_can_not_be_reached(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["signal"] = daemon.replies["kill"] = {"processes": 0}
+    assert ctl("signal", "web", "7", "HUP") == (1, "", "error: web has no process 7\n")
+    assert ctl("kill", "web") == (1, "", "error: web has no process\n")
+
+
+def test_a_name_that_is_taken_is_not_suggested(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["add"] = refusing(MessageError("program web already exists"))
+    daemon.replies["list"] = {"watchers": ["web"]}
+    assert ctl("add", "web", "true").err == "error: program web already exists\n"
 
 
 def test_quit_is_done_when_the_daemon_is_gone(daemon: CannedDaemon, ctl: Run) -> None:
@@ -558,7 +602,7 @@ def test_wrong_usage(base: Path, ctl: Run, args: list[str], says: str) -> None:
 
 def test_no_daemon(base: Path, ctl: Run) -> None:
     reason = f"error: no sysupd is running (looked in {base})\n"
-    hint = "hint: start it by `systemctl start sysup@{}`\n"
+    hint = "hint: start it by `systemctl start sysup@{0}`, or here by `sysupd {0}.ini`\n"
     assert ctl("list") == (4, "", reason + hint.format("APP"))
     code, out, err = ctl("-a", "shop", "list")
     assert (code, out) == (4, "")

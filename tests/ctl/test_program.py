@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,22 @@ def test_colours_are_for_terminals(daemon: CannedDaemon, ctl: Run) -> None:
     assert "\x1b[31mflapping\x1b[0m" in shown
     assert "\x1b" not in ctl("status").out
     assert "\x1b" not in on_terminal("status", NO_COLOR="1")
+    assert "\x1b" not in on_terminal("status", TERM="dumb")
+
+
+def test_a_narrow_terminal_has_whole_lines(daemon: CannedDaemon) -> None:
+    daemon.replies["status"] = status_of(web=WEB, broken={**BROKEN, "reason": "no " * 20})
+    for columns in (30, 40, 60, 80):
+        lines = on_terminal("status", NO_COLOR="1", COLUMNS=str(columns)).split("\r\n")
+        table = [line for line in lines if not line.startswith("  ")]
+        assert max(map(len, table)) <= columns
+        assert [line.split()[:3] for line in table[1:3]] == [
+            ["broken", "flapping", "0/1"],
+            ["web", "active", "2/2"],
+        ]
+        assert f"    {'no ' * 20}".rstrip() in [line.rstrip() for line in lines]
+    wide = on_terminal("status", NO_COLOR="1", COLUMNS="200")
+    assert wide.split("\r\n")[0].split()[-1] == "REASON"
 
 
 def test_a_reader_that_leaves_is_no_drama(daemon: CannedDaemon) -> None:
@@ -57,6 +74,12 @@ def test_a_reader_that_leaves_is_no_drama(daemon: CannedDaemon) -> None:
         done = subprocess.run([*PROGRAM, *args], stdout=end, stderr=subprocess.PIPE, text=True)
         os.close(end)
         assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_help_has_short_and_long_options_and_whole_sentences(base: Path, ctl: Run) -> None:
+    assert ctl("-h") == ctl("--help")
+    assert ctl("status", "-h") == ctl("status", "--help")
+    assert "..." not in ctl("-h").out.split("Commands:")[1]
 
 
 def test_without_a_command_it_helps(base: Path, ctl: Run) -> None:
@@ -161,6 +184,20 @@ def test_completion_scripts(base: Path, ctl: Run, shell: str) -> None:
     code, out, _ = ctl("completion", shell)
     assert code == 0
     assert f"_SYSUPCTL_COMPLETE={shell}_complete" in out
+
+
+@pytest.mark.skipif(not shutil.which("fish"), reason="there is no fish")
+def test_fish_shows_descriptions_beyond_their_commas(base: Path, ctl: Run) -> None:
+    script = ctl("completion", "fish").out
+    here = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["fish", "-c", f"{script}\ncomplete --do-complete 'sysupctl statu'"],
+        env={**here, "HOME": str(base)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "status\tShow how the watchers, or one and its...\n"
 
 
 def test_the_completion_of_bash_is_valid(base: Path, ctl: Run) -> None:

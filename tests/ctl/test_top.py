@@ -24,7 +24,7 @@ from sysup.ctl.figures import (
     sparkline,
     table,
 )
-from sysup.ctl.top import Live
+from sysup.ctl.top import Live, title_of
 from tests.canned import CannedDaemon
 from tests.ctl.conftest import Run
 
@@ -217,6 +217,12 @@ def test_keys() -> None:
     assert first("x", "escape") == "web.1"
     assert not it._press("q", 10)
     assert not it._press("", 10)
+
+
+def test_the_title_is_the_apps_name() -> None:
+    assert title_of("ipc:///run/sysup/shop/events") == "shop"
+    assert title_of("ipc:///tmp/x/stats") == "ipc:///tmp/x/stats"
+    assert title_of("tcp://127.0.0.1:5557") == "tcp://127.0.0.1:5557"
 
 
 def test_silence_is_told() -> None:
