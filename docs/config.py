@@ -82,7 +82,9 @@ watcher's option; `$(sysup.rlimits.NAME)`, a soft limit.
 `[env]` is for every watcher and `[env:web,job-*]` for those whose names match; of several, the
 later one wins. `$NAME` in a value (upper case) is the daemon's variable, or nothing. Beneath that
 lie PATH and LANG of the daemon, and HOME, USER, LOGNAME and SHELL of the user the process runs as;
-in a file with `[circus]` nothing does. `copy_env` puts the daemon's whole environment beneath.
+in a file with `[circus]` nothing does. `copy_env` puts the daemon's whole environment beneath. A
+program without a slash is looked for in the PATH of its process, which `virtualenv` begins with its
+own programs; if it has none, in that of the daemon.
 
 ## When it is read again
 

@@ -388,18 +388,19 @@ class Mould:
     def _launch(self) -> Launch:
         """All that does not differ from process to process."""
         spec, setting, who = self._spec, self._setting, self._who
+        env = config.environment(
+            spec,
+            circus=setting.circus,
+            environ=setting.environ,
+            identity=config.Identity(who.name, who.home, who.shell),
+            extra=listen_variables(spec.listen_fds),
+            sys_path=[*sys.path, *setting.import_path],
+        )
         return Launch(
             argv=[],
             file=spec.executable,
-            env=config.environment(
-                spec,
-                circus=setting.circus,
-                environ=setting.environ,
-                identity=config.Identity(who.name, who.home, who.shell),
-                extra=listen_variables(spec.listen_fds),
-                sys_path=[*sys.path, *setting.import_path],
-            ),
-            search=setting.environ.get("PATH", os.defpath),
+            env=env,
+            search=config.search_path(env, setting.environ),
             cwd=spec.working_dir,
             fds=self._descriptors(),
             uid=who.uid,

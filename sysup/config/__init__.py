@@ -10,7 +10,7 @@ live.py reads, changes and compares the specs of a running daemon; child.py says
 is started with.
 """
 
-from sysup.config.child import Identity, command, environment
+from sysup.config.child import Identity, command, environment, search_path
 from sysup.config.declare import Impact
 from sysup.config.ini import ConfigError, Level, Place, Problem, Source
 from sysup.config.live import (
@@ -91,6 +91,7 @@ __all__ = [
     "parse",
     "saved_options",
     "saved_path",
+    "search_path",
     "section",
     "signal_name",
     "signal_number",

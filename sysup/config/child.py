@@ -134,3 +134,9 @@ def environment(
         env["VIRTUAL_ENV"] = spec.virtualenv
         env["PATH"] = ":".join((f"{spec.virtualenv}/bin", env.get("PATH") or PATH))
     return env | dict(extra or {})
+
+
+def search_path(env: Mapping[str, str], environ: Mapping[str, str]) -> str:
+    """Where a process's program is looked for: in its own PATH, as a shell or Python would, and
+    without one in that of the daemon's `environ`."""
+    return env.get("PATH") or environ.get("PATH") or PATH

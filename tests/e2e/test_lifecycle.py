@@ -52,6 +52,25 @@ def test_a_killed_process_is_replaced_at_once_in_its_place(sysupd: Start) -> Non
     assert after == [before[0], spawn.fields["process_pid"], before[2]]
 
 
+@pytest.mark.parametrize("head", ["[sysup]\n", "[circus]\nendpoint =\npubsub_endpoint =\n"])
+def test_a_program_is_found_in_the_path_of_its_process(
+    sysupd: Start, tmp_path: Path, head: str
+) -> None:
+    package = tmp_path / "venv/lib/python3.11/site-packages"
+    package.mkdir(parents=True)
+    for directory, name in (("venv/bin", "in-venv"), ("other", "in-path")):
+        program = tmp_path / directory / name
+        program.parent.mkdir(exist_ok=True)
+        program.symlink_to("/bin/sleep")
+    daemon = sysupd(
+        f"{head}[watcher:a]\ncmd = in-venv 1000\ncopy_env = yes\nvirtualenv = {tmp_path}/venv\n"
+        f"[watcher:b]\ncmd = in-path 1000\n[env:b]\nPATH = {tmp_path}/other:$PATH\n"
+    )
+    for name in "ab":
+        (pid,) = daemon.pids(name)
+        assert command_line(pid).split()[1] == "1000"
+
+
 def test_a_command_that_dies_at_once_is_told_of_and_given_up(sysupd: Start) -> None:
     daemon = sysupd(CRASHING)
     events = daemon.events()
