@@ -26,7 +26,8 @@ INTRODUCTION = """\
 
 `sysupd /etc/sysup/APP.ini` runs what the file says. `sysupd --check FILE` tells all that is
 wrong with it, each with file, line, section, option and, for an unknown name, the nearest known
-one.
+one. It warns of what would fail on this machine as it is: users, directories and programs that are
+not there. The exit status is 0 if the file can be used, with warnings or without, and 78 if not.
 
 ## Files
 

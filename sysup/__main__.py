@@ -12,7 +12,7 @@ import sys
 import click
 
 from sysup import __version__
-from sysup.config import Config, ConfigError
+from sysup.config import Config, ConfigError, Level
 from sysup.daemon import CONFIG, Daemon
 from sysup.estate import HANDED_OVER, Inheritance, inherited_fds
 from sysup.ledger import Ledger
@@ -72,15 +72,14 @@ def main(
             return
     except ConfigError as error:
         for problem in error.problems:
-            tell(str(problem), logging.WARNING if problem.level == "warning" else logging.ERROR)
+            is_warning = problem.level is Level.WARNING
+            tell(problem.labelled(), logging.WARNING if is_warning else logging.ERROR)
         sys.exit(EX_CONFIG)
     except SysupError as error:
         tell(f"error: {error}")
         sys.exit(1)
     if check:
-        for problem in loaded.problems:
-            tell(str(problem), logging.WARNING)
-        click.echo(f"{file}: ok, {len(loaded.watchers)} watchers")
+        check_out(file, loaded)
         return
     options = loaded.daemon
     level = log_level or ("debug" if options.debug else options.loglevel)
@@ -93,6 +92,16 @@ def main(
     except SysupError as error:
         tell(f"error: {error}")
         sys.exit(1)
+
+
+def check_out(file: str, loaded: Config) -> None:
+    """Tell what is strange about a config that can be used, and what would fail on this machine."""
+    from sysup.foresight import foreseen
+
+    for problem in (*loaded.problems, *foreseen(loaded, os.environ)):
+        tell(problem.labelled(), logging.WARNING)
+    number = len(loaded.watchers)
+    click.echo(f"{file}: ok, {number} watcher{'' if number == 1 else 's'}")
 
 
 def keep_for_good() -> None:

@@ -194,7 +194,8 @@ class Daemon:
         self._serving.begin()
         self._herald.serve(self._pump, self._serving.endpoint)
         self._tick()
-        log.info("%s: %d watchers", self.config.app, len(self.watchers))
+        number = len(self.watchers)
+        log.info("%s: %d watcher%s", self.config.app, number, "" if number == 1 else "s")
         await self._ended.wait()
         await self._shut_down()
         return self.exit_status

@@ -68,7 +68,7 @@ def test_the_wheel_installs_and_runs_without_a_compiler(dist: Path, tmp_path: Pa
     run(sys.executable, *install, str(wheel), CC="/bin/false", PATH="/nowhere")
     example = str(ROOT / "units" / "example.ini")
     said = run(sys.executable, "-m", "sysup", "--check", example, PYTHONPATH=str(tmp_path))
-    assert "ok, 1 watchers" in said
+    assert "ok, 1 watcher" in said
     where = "import sysup._native; print(sysup._native.__file__)"
     assert run(sys.executable, "-c", where, PYTHONPATH=str(tmp_path)).startswith(str(tmp_path))
 

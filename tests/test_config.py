@@ -16,6 +16,10 @@ from sysup.config import (
     WatcherSpec,
     parse,
 )
+from sysup.config.load import FOR_CIRCUS
+from sysup.config.rules import ELSEWHERE
+from sysup.config.specs import WATCHER_OPTIONS
+from sysup.config.streams import STREAMS
 from tests.config_files import MAIN, Files, errors, load, warnings, web, web_errors
 
 # ---- the announcement
@@ -220,7 +224,7 @@ def test_problem_in_an_included_file_names_it() -> None:
 
 
 def test_missing_main_file() -> None:
-    with pytest.raises(ConfigError, match=r"^/no\.ini: cannot read /no\.ini: No such file"):
+    with pytest.raises(ConfigError, match=r"^/no\.ini: cannot read it: No such file"):
         parse("/no.ini", source=Files({}), environ={})
 
 
@@ -460,8 +464,76 @@ def test_virtualenv_is_looked_up_when_the_file_is_read() -> None:
     config = parse(MAIN, source=Files(tree), environ={})
     assert config.watchers["w"].python_path == (site, f"{site}/lib", "/abs")
     assert errors("[watcher:w]\ncmd = x\ncopy_env = 1\nvirtualenv = /v") == [
-        "4: [watcher:w] virtualenv: /v/lib/PYTHON*/site-packages has no packages"
+        "4: [watcher:w] virtualenv: /v is no virtual environment: there is no"
+        " lib/python*/site-packages"
     ]
+
+
+# ---- files from elsewhere
+
+
+def test_what_others_call_it() -> None:
+    assert errors("[program:web]\ncommand = x") == [
+        "1: [program:web]: unknown section (did you mean 'watcher'?)"
+    ]
+    assert errors("[watcher:web]\ncmd = x\nuser = me\nautorestart = true\nenvironment = A=1") == [
+        "3: [watcher:web] user: unknown option (here it is 'uid')",
+        "4: [watcher:web] autorestart: unknown option (here it is 'restart')",
+        "5: [watcher:web] environment: unknown option (variables have sections of their own: [env],"
+        " [env:NAME])",
+    ]
+
+
+def test_every_name_from_elsewhere_leads_to_an_option() -> None:
+    files = {
+        f"{s}.{name}" for s in ("stdout_stream", "stderr_stream") for name in STREAMS["FileStream"]
+    }
+    assert not {*ELSEWHERE} & {*WATCHER_OPTIONS}
+    assert {name.partition(" = ")[0] for name in ELSEWHERE.values()} <= {*WATCHER_OPTIONS, *files}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[watcher:w]\ncmd = x $(circus.sockets.web)\nnope = 1\n[socket:web]\nport = 1",
+        "[watcher:w]\ncmd = x\nhooks.before_start = a.b",
+        "[watcher:w]\ncmd = x\n[plugin:p]\nuse = circus.plugins.statsd.FullStats",
+    ],
+)
+def test_a_file_of_circus_without_its_section_is_told_of_it(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert caught.value.problems[0].message == FOR_CIRCUS
+    assert load(f"[circus]\ncheck_delay = 5\n{text}").circus
+    for other in (f"[sysup]\ncheck_delay = 5\n{text}", "[watcher:w]\ncmd = x\nnope = 1"):
+        with pytest.raises(ConfigError) as caught:
+            load(other)
+        assert FOR_CIRCUS not in {problem.message for problem in caught.value.problems}
+
+
+@pytest.mark.parametrize(
+    ("cmd", "strange"),
+    [
+        ("prog > /dev/null", ">"),
+        ("prog 2>&1 | logger", "2>&1"),
+        ("prog  # the web", "#"),
+        ("prog '>' \"a | b\" x#y >x", None),
+        ("prog '# no'", None),
+    ],
+)
+def test_words_for_a_shell_are_remarked(cmd: str, strange: str | None) -> None:
+    told = warnings(load(f"[watcher:w]\ncmd = {cmd}"))
+    assert len(told) == (strange is not None)
+    assert strange is None or told[0].startswith(f"2: [watcher:w] cmd: {strange} is an argument")
+    assert warnings(load(f"[watcher:w]\ncmd = {cmd}\nshell = yes")) == []
+
+
+def test_a_warning_may_be_labelled() -> None:
+    (problem,) = load("[watcher:w]\ncmd = x > y").problems
+    assert problem.labelled().startswith(f"{MAIN}:2: warning: [watcher:w] cmd: ")
+    with pytest.raises(ConfigError) as caught:
+        load("[watcher:w]\ncmd = x\nnope = 1")
+    assert caught.value.problems[0].labelled() == str(caught.value.problems[0])
 
 
 # ---- properties

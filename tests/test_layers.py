@@ -22,7 +22,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | frozenset({"diary", "log", "board", "turns", "meter", "pace", "pulse", "herald"})
     | frozenset({"body", "remains", "generations", "place", "slots", "watcher"})
     | frozenset({"outputs", "properties", "commands", "control", "serving", "throttle"})
-    | frozenset({"estate", "restore", "roster", "sharing", "reload", "upgrade"}),
+    | frozenset({"estate", "restore", "roster", "sharing", "reload", "upgrade", "foresight"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),
 )

@@ -17,7 +17,7 @@ from sysup.__main__ import EX_CONFIG, main, write_pidfile
 from sysup.log import Formatter, Pipe, make_handler
 from sysup.protocol import SysupError
 
-WEB = "[watcher:web]\ncmd = web\n"
+WEB = "[watcher:web]\ncmd = sleep 9\n"
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_check_tells_what_is_good(ini: Path, made: list[Any]) -> None:
     result = sysupd("--check", ini)
-    assert (result.exit_code, result.output) == (0, f"{ini}: ok, 1 watchers\n")
+    assert (result.exit_code, result.output) == (0, f"{ini}: ok, 1 watcher\n")
     assert made == []
 
 
@@ -82,6 +82,29 @@ def test_warnings_are_no_errors(ini: Path) -> None:
     result = sysupd("--check", ini)
     assert result.exit_code == 0
     assert "nonsense" in result.output
+
+
+def test_check_foresees_what_this_machine_can_not_do(ini: Path, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    wrong = {
+        "a": ("cmd = no-such-program", "cmd: there is no program no-such-program in the PATH"),
+        "b": (f"cmd = {tmp_path}/no", f"cmd: there is no program {tmp_path}/no"),
+        "c": (f"cmd = {plain}", f"cmd: {plain} can't be executed"),
+        "d": ("cmd = sleep 9\nuid = no-such-user", "uid: cannot find user 'no-such-user'"),
+        "e": ("cmd = sleep 9\ngid = no-such-group", "gid: cannot find group 'no-such-group'"),
+        "f": ("cmd = ./x\nworking_dir = /no/dir", "working_dir: there is no directory /no/dir"),
+        "g": (
+            "cmd = sleep 9\nstderr_stream.filename = /no/dir/log",
+            "stderr_stream.filename: there is no directory /no/dir",
+        ),
+    }
+    texts = [f"[watcher:{name}]\n{options}\n" for name, (options, _) in wrong.items()]
+    ini.write_text("".join([*texts, "[watcher:z]\ncmd = no-such-program; true\nshell = yes\n"]))
+    result = sysupd("--check", ini)
+    assert result.exit_code == 0
+    told = [f"{ini}: warning: [watcher:{name}] {text}" for name, (_, text) in wrong.items()]
+    assert result.output.splitlines() == [*told, f"{ini}: ok, 8 watchers"]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

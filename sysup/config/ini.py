@@ -80,10 +80,17 @@ class Problem:
         return self.place.option
 
     def __str__(self) -> str:
+        return self._text("")
+
+    def labelled(self) -> str:
+        """As text; where it is a warning it says so."""
+        return self._text(" warning:" if self.level is Level.WARNING else "")
+
+    def _text(self, label: str) -> str:
         where = f"{self.file}:{self.line}:" if self.line else f"{self.file}:"
         section = f" [{self.section}]" if self.section else ""
         option = f" {self.option}:" if self.option else ":" if section else ""
-        return f"{where}{section}{option} {self.message}"
+        return f"{where}{label}{section}{option} {self.message}"
 
 
 class ConfigError(SysupError):
@@ -103,6 +110,8 @@ class Report:
         self.circus = False
         self.cut: set[Place] = set()
         """The last options of files that end in the middle of a line."""
+        self.was_strict = False
+        """Whether something is an error that Circus let pass."""
 
     @property
     def failed(self) -> bool:
@@ -113,6 +122,7 @@ class Report:
         """Add a problem."""
         if level is Level.STRICT:
             level = Level.WARNING if self.circus else Level.ERROR
+            self.was_strict |= not self.circus
         self.problems.append(Problem(level, place, message))
 
     def error(self, place: Place, message: str) -> None:
@@ -245,12 +255,13 @@ def read_files(path: str, source: Source, environ: Mapping[str, str], report: Re
 
 
 def _read(file: str, source: Source, report: Report, why: Place) -> Sections:
+    what = "it" if why == Place(file) else file
     try:
         return parse_text(source.read(file), file, report)
     except OSError as error:
-        report.error(why, f"cannot read {file}: {error.strerror or error}")
+        report.error(why, f"cannot read {what}: {error.strerror or error}")
     except UnicodeError:
-        report.error(why, f"cannot read {file}: it is not UTF-8")
+        report.error(why, f"cannot read {what}: it is not UTF-8")
     return {}
 
 

@@ -46,6 +46,12 @@ from sysup.config.values import is_loopback
 FLAPPING_PLUGIN = "circus.plugins.flapping.Flapping"
 _KINDS = ("watcher", "socket", "plugin", "env")
 _APART = ("watcher", "socket")
+_ELSEWHERE = {"program": "watcher", "supervisord": "sysup", "eventlistener": "plugin"}
+"""What others call a kind of section."""
+FOR_CIRCUS = (
+    "if it was written for Circus, begin it with a line [circus]: then it is run as Circus would,"
+    " and what is unknown or not supported yet is a warning"
+)
 _ENDPOINTS = ("endpoint", "pubsub_endpoint", "stats_endpoint")
 
 Reasons: TypeAlias = Mapping[str, tuple[str, ...]]
@@ -92,6 +98,8 @@ def parse(path: str, *, source: Source, environ: Mapping[str, str], apart: bool 
     sections = read_files(path, source, environ, report)
     of_syntax = [*report.problems]
     config = _Loader(path, sections, source, environ, report).config()
+    if report.was_strict and "sysup" not in sections and _speaks_of_circus(sections):
+        report.warning(Place(path), FOR_CIRCUS)
     report.problems.sort(key=lambda problem: (problem.file != path, problem.file, problem.line))
     kept = _kept(report, of_syntax) if apart else {}
     if report.failed and not kept:
@@ -132,6 +140,13 @@ def _kept(report: Report, of_syntax: Collection[Problem]) -> Reasons:
         key = section(kind, name)
         kept[key] = (*kept.get(key, ()), str(problem))
     return kept
+
+
+def _speaks_of_circus(sections: Sections) -> bool:
+    values = (value for section in sections.values() for value in section.values.values())
+    return any(
+        "circus." in value.text or value.place.option.startswith("hooks.") for value in values
+    )
 
 
 class _Loader:
@@ -181,6 +196,7 @@ class _Loader:
             if kind in _KINDS and name != "env":
                 self._report.error(section.place, f"needs a name, as in [{kind}:NAME]")
                 continue
+            kind = _ELSEWHERE.get(kind, kind)
             hint = nearest(kind, ("sysup", "circus", "DEFAULT", *_KINDS))
             self._report.strict(section.place, f"unknown section{hint}")
 
@@ -434,8 +450,11 @@ class _Loader:
         root = literally(spec.virtualenv or "")
         sites = self._source.glob(f"{root}/lib/*{version}/site-packages")
         if len(sites) != 1:
-            what = "has no packages" if not sites else "has several: set virtualenv_py_ver"
-            self._report.error(place, f"{spec.virtualenv}/lib/PYTHON{version}/site-packages {what}")
+            where = f"lib/python{version}/site-packages"
+            what = f"is no virtual environment: there is no {where}"
+            if sites:
+                what = f"has several {where}: set virtualenv_py_ver"
+            self._report.error(place, f"{spec.virtualenv} {what}")
             return ()
         paths = [sites[0]]
         for file in self._source.glob(f"{literally(sites[0])}/*.pth"):

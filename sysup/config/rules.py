@@ -34,6 +34,22 @@ _SOCKET = re.compile(r"\$\((?:circus|sysup)\.sockets\.([\w.-]+)\)", re.IGNORECAS
 _NOT_FREE = frozenset(("flapping", "backoff", *STREAM_FIELDS, "hooks", "check"))
 """Beginnings of dotted names that are all declared here; others are anybody's."""
 
+ELSEWHERE = {
+    **{"command": "cmd", "directory": "working_dir", "user": "uid", "group": "gid"},
+    **{"numprocs": "numprocesses", "autorestart": "restart", "exitcodes": "success_codes"},
+    **{"startretries": "max_retry", "startsecs": "ready = uptime:SECONDS"},
+    **{"stopsignal": "stop_signal", "stopwaitsecs": "graceful_timeout"},
+    **{"stopasgroup": "stop_scope", "killasgroup": "stop_scope"},
+    **{f"{stream}_logfile": f"{stream}_stream.filename" for stream in ("stdout", "stderr")},
+    **{f"{s}_logfile_maxbytes": f"{s}_stream.max_bytes" for s in ("stdout", "stderr")},
+    **{f"{s}_logfile_backups": f"{s}_stream.backup_count" for s in ("stdout", "stderr")},
+    **{"start_command": "cmd", "stop_signals": "stop_signal"},
+    **{"stop_grace_time": "graceful_timeout", "start_grace_time": "ready = uptime:SECONDS"},
+}
+"""What supervisord and Bluepill call an option."""
+
+_SHELLS = frozenset({"|", "||", "&", "&&", ">", ">>", "<", "2>", "2>&1", "&>"})
+
 LONGEST = (1 << 17) - 1
 """Characters of a command line: Linux takes an argument of no more bytes (MAX_ARG_STRLEN)."""
 
@@ -61,8 +77,10 @@ def is_free(name: str) -> bool:
 @cache
 def unknown(name: str) -> str:
     """What to say of an option that no watcher has."""
-    if name == "env":
+    if name in ("env", "environment"):
         return "unknown option (variables have sections of their own: [env], [env:NAME])"
+    if name in ELSEWHERE:
+        return f"unknown option (here it is '{ELSEWHERE[name]}')"
     names = [*WATCHER_OPTIONS, *(f"{f.prefix}{n}" for f in FAMILIES for n in f.names)]
     for field in STREAM_FIELDS:
         names += [f"{field}.{option}" for option in ("class", *STREAM_OPTIONS)]
@@ -181,6 +199,18 @@ def _quoting_faults(spec: WatcherSpec) -> Iterator[Fault]:
         else:
             if name == "cmd" and text.strip() and not words[0]:
                 yield Fault("cmd", "its first word, the program, is empty")
+            yield from _strange_words(name, text, words)
+
+
+def _strange_words(option: str, text: str, words: Collection[str]) -> Iterator[Fault]:
+    """Words that a program seldom wants, but a shell does, or who reads the file."""
+    unquoted = {*text.split()}.intersection(words)
+    if found := sorted(unquoted & _SHELLS):
+        message = f"{found[0]} is an argument here; for a shell to see to it, set shell = yes"
+        yield Fault(option, message, Level.WARNING)
+    if "#" in unquoted and "\n" not in text:  # an indented one is told of where it is read
+        message = "# is an argument here; a comment at the end of a line begins with a blank and ;"
+        yield Fault(option, message, Level.WARNING)
 
 
 def _socket_faults(spec: WatcherSpec, sockets: Collection[str]) -> Iterator[Fault]:

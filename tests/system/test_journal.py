@@ -385,6 +385,6 @@ def test_what_is_said_while_journald_is_away_comes_later(sysupd: Start, journald
     assert daemon.stop() == 0
     texts = [entry["MESSAGE"] for entry in said(journald)]
     assert texts.count(b"web: updated") == changes
-    assert texts.index(b"app: 1 watchers") < texts.index(b"web: updated")
+    assert texts.index(b"app: 1 watcher") < texts.index(b"web: updated")
     assert texts[-1] in (b"web: stop", b"app: ending")
     assert not [text for text in texts if b"lost" in text]

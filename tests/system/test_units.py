@@ -119,4 +119,4 @@ def test_the_programs_take_no_modules_from_elsewhere(machine: Container, program
 
 def test_the_example_is_well(machine: Container) -> None:
     done = machine.run(["sysupd", "--check", "/etc/sysup/example.ini"])
-    assert done.stdout == "/etc/sysup/example.ini: ok, 1 watchers\n"
+    assert done.stdout == "/etc/sysup/example.ini: ok, 1 watcher\n"
