@@ -443,7 +443,8 @@ class Watcher:
         """Raise SysupError if the newest generation fails and older ones serve in its place."""
         failed = self.slots.failure
         if failed and self.slots.is_mixed:
-            raise SysupError(f"cannot replace {self.name}: {failed}; the old processes run on")
+            old = "the old processes run on, until new ones do"
+            raise SysupError(f"cannot replace {self.name}: {failed}; {old}")
         if failed:
             raise SysupError(f"cannot replace {self.name}: {failed}")
 

@@ -392,7 +392,8 @@ def test_flapping_plugin_sets_the_default() -> None:
     ]
     assert errors("[plugin:p]\npriority = 1\n[plugin:q]\nuse = my.Plugin") == [
         "1: [plugin:p] use: missing",
-        "4: [plugin:q] use: not supported yet",
+        "4: [plugin:q] use: not supported yet; until then run it by circus-plugin in a watcher, as"
+        " docs/circus.md shows",
     ]
 
 

@@ -352,7 +352,8 @@ class _Loader:
             if use is None:
                 self._report.error(replace(section.place, option="use"), "missing")
             elif "use" in found:
-                self._report.strict(use.place, "not supported yet")
+                how = "until then run it by circus-plugin in a watcher, as docs/circus.md shows"
+                self._report.strict(use.place, f"not supported yet; {how}")
             options = {key: self._text(value, self._variables) for key, value in values.items()}
             plugins[name] = PluginSpec(name, options=options, **found)
         return flapping, plugins

@@ -86,6 +86,9 @@ def globaloptions(option: str | None) -> None:
 def set_(name: str, pairs: tuple[str, ...], save: bool, wait: bool) -> None:
     """Change options of a watcher, until the daemon ends or, with --save, for good.
 
+    "" as VALUE unsets what may be unset. Where processes with the new options fail, the old ones
+    run on, and what was set stays: set it back, or see to the cause.
+
     Several hooks can be set at once: set web hooks before_start:app.check,after_stop:app.clean
     """
     if len(pairs) % 2:
@@ -144,9 +147,10 @@ def add(
 @click.option("--dry-run", is_flag=True, help="Only tell what would be done.")
 @wait_option
 def reloadconfig(dry_run: bool, wait: bool) -> None:
-    """Read the config files again, and do what differs.
+    """Read the config files again, and do what differs from what they said before.
 
     A watcher or socket whose section is wrong stays as it is (exit code 1); all else is done.
+    What was changed at run time, which `diff` shows, stays as it is.
     """
     told = {"dry_run": True} if dry_run else {"waiting": wait or None}
     here = session()

@@ -364,7 +364,7 @@ def changes(reply: Mapping[str, Any]) -> list[str]:
         follows = "holds from now on" if when == "now" else "holds after a restart of sysupd"
         rows += [("sysup", clean(name), follows) for name in names]
     rows += [("keep", clean(section), "not as in the files") for section in reply.get("kept", ())]
-    return table(("", "", ""), rows)[1:] or ["nothing differs"]
+    return table(("", "", ""), rows)[1:] or ["nothing differs from what was read before"]
 
 
 def differences(reply: Mapping[str, Any]) -> list[str]:

@@ -297,7 +297,7 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "reloadconfig --dry-run",
         {"dry_run": True},
         {"added": [], "removed": [], "changed": {}},
-        "nothing differs\n",
+        "nothing differs from what was read before\n",
     ),
     (
         "incr web --save",
