@@ -55,6 +55,8 @@ REAPED_WITHIN = 0.005
 """Seconds until a parent that is not us is asked again whether it has reaped the process."""
 REPORT_WITHIN = 0.25
 """Seconds that a death report waits at most for the last output of the dead."""
+LAST_WORDS = 1000
+"""Characters of the last output that the next daemon is left."""
 
 
 class Slots:
@@ -344,6 +346,7 @@ class Slots:
     def _take_output(self, place: Place, output: str) -> None:
         place.output = output
         self._changed(place)
+        self._save(place)
 
     def _signal(self, place: Place, signum: int) -> None:
         body = place.body
@@ -440,7 +443,9 @@ class Slots:
     def _restore_place(self, wid: int, saved: Mapping[str, Any]) -> None:
         history = self.history if self.together else None
         life = Lifecycle.restored(self.spec, self.board.rand, saved["life"], history)
-        self.places[wid] = Place(wid, saved["generation"], life, luck=saved["luck"])
+        place = Place(wid, saved["generation"], life, luck=saved["luck"])
+        place.output = saved.get("output", "")
+        self.places[wid] = place
 
     def _restore_body(self, inherited: Inherited) -> None:
         board, serial = self.board, inherited.serial
@@ -480,6 +485,8 @@ class Slots:
         if estate and self.places.get(place.wid) is place:
             life = place.life.record()
             record = {"generation": place.generation, "luck": place.luck, "life": life}
+            if place.output and not place.life.alive:  # of what runs it would be old news
+                record["output"] = place.output[-LAST_WORDS:]
             estate.ledger.put(("place", self.name, place.wid), record)
 
     def _drop(self, place: Place) -> None:

@@ -29,7 +29,9 @@ def report(watcher: Mapping[str, Any]) -> list[str]:
         *_head(watcher, command),
         *_section("processes", process_table(watcher["name"], watcher["processes"])),
         *_section("streams", _streams(watcher["streams"])),
-        *_section("last deaths", _deaths(watcher["name"], watcher["deaths"])),
+        *_section(
+            "last deaths", _deaths(watcher["name"], [*watcher["deaths"], *_earlier(watcher)])
+        ),
         *_section("options", key_values(options)),
     ]
 
@@ -68,9 +70,22 @@ def _streams(streams: list[Mapping[str, Any]]) -> Iterator[str]:
             yield click.style(f"    {', '.join(words)}", fg="yellow")
 
 
+def _earlier(watcher: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Deaths that a daemon before saw, of which only the last words are left."""
+    seen = {death["wid"] for death in watcher["deaths"]}
+    for process in watcher["processes"]:
+        if process.get("last_output") and process["wid"] not in seen:
+            yield process
+
+
 def _deaths(name: str, deaths: list[Mapping[str, Any]]) -> Iterator[str]:
     for death in deaths:
-        who = f"{clean(name)}.{death['wid']}  pid {death['pid']}"
-        yield f"{who}, {clean(death['reason'])}, {duration(death['ago'])} ago"
+        facts = [clean(death["reason"] or "ended")]
+        if death["pid"] is not None:
+            facts.insert(0, f"pid {death['pid']}")
+        facts.append(
+            f"{duration(death['ago'])} ago" if "ago" in death else "under the daemon before"
+        )
+        yield f"{clean(name)}.{death['wid']}  {', '.join(facts)}"
         for line in last_output(death["last_output"] or ""):
             yield f"    {line}"

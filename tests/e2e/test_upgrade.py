@@ -7,6 +7,7 @@ import signal
 import socket
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from tests.e2e.conftest import Start
 from tests.e2e.harness import children, command_line, until
@@ -53,6 +54,23 @@ def test_what_is_taken_over_is_watched_and_stopped(sysupd: Start) -> None:
     daemon.call("stop", name="web", waiting=True)
     assert daemon.pids("web") == []
     assert not any(os.path.exists(f"/proc/{pid}") for pid in others)
+
+
+def test_why_something_failed_is_still_told(sysupd: Start) -> None:
+    daemon = sysupd(
+        "[watcher:broken]\ncmd = sh -c 'echo no database; exit 3'\nflapping.retry_in = 0\n"
+        "max_retry = 0\n"
+    )
+
+    def process() -> dict[str, Any]:
+        watcher = daemon.call("show", name="broken")["watcher"]
+        return dict(watcher["processes"][0])
+
+    until(lambda: process()["state"] == "failed" and process()["last_output"], "it is given up")
+    daemon.upgrade()
+    assert process()["last_output"] == "no database"
+    shown = daemon.ctl("show", "broken").stdout
+    assert "broken.1  exit code 3, under the daemon before\n      | no database\n" in shown
 
 
 def test_what_was_changed_at_run_time_stays_so(sysupd: Start) -> None:
