@@ -24,6 +24,9 @@ from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup.restore")
 
+MOST_NAMED = 10
+"""Processes that a line of the log names."""
+
 LOOK_AGAIN = 0.01
 """Seconds between two looks where one was not clear."""
 
@@ -112,13 +115,17 @@ def end_left_behind(system: OS, records: Iterable[Mapping[str, Any]]) -> None:
 
     What they wrote since then is lost: nobody has the other ends of their pipes.
     """
-    dead = {}
+    dead, ended = {}, []
     for record in records:
         dead[record["pid"]] = record["marker"]
         if process := system.adopt(record["pid"], record["start"]):
-            log.warning("ending process %d, which the daemon before left", process.pid)
             system.signal(process, signal.SIGKILL)
             system.close(process)
+            ended.append(process.pid)
+    if ended:
+        pids = ", ".join(map(str, ended[:MOST_NAMED])) + (", ..." if ended[MOST_NAMED:] else "")
+        what = "process" if len(ended) == 1 else f"{len(ended)} processes"
+        log.warning("ending %s that the daemon before left: %s", what, pids)
     while dead:
         try:
             left = system.leftovers(dead, ())

@@ -459,3 +459,16 @@ def test_what_is_saved_survives_the_daemon(sysupd: Start, tmp_path: Path) -> Non
     assert daemon.call("list")["watchers"] == ["web"]
     until(lambda: len(daemon.pids("web")) == 1, "the others are stopped")
     assert daemon.ctl("status").stderr == ""
+
+
+def test_what_a_killed_daemon_left_is_ended_and_told_in_a_line(sysupd: Start) -> None:
+    text = SLEEPERS.format(number=12)
+    first = sysupd(text)
+    left = first.pids("web")
+    os.kill(first.pid, signal.SIGKILL)
+    first.process.wait(PATIENCE)
+    second = sysupd(text)
+    until(lambda: not any(map(alive, left)), "what was left is ended")
+    (line,) = [line for line in second.log().splitlines() if "daemon before left" in line]
+    assert "ending 12 processes that the daemon before left: " in line
+    assert line.endswith(", ...")
