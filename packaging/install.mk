@@ -86,7 +86,7 @@ install: $(BUILT)
 	@$(MAKES) -m docs.man '$(D)$(mandir)'
 	@[ -n '$(D)' ] || [ ! -d /run/systemd/system ] || \
 	    { systemd-sysusers && systemd-tmpfiles --create sysup.conf && systemctl daemon-reload; }
-	@echo 'installed; try: systemctl start sysup@example'
+	@echo 'installed$(if $(D), below $(D),; try: systemctl start sysup@example)'
 
 # What was configured stays.
 uninstall:

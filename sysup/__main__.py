@@ -101,6 +101,10 @@ def check_out(file: str, loaded: Config) -> None:
     for problem in (*loaded.problems, *foreseen(loaded, os.environ)):
         tell(problem.labelled(), logging.WARNING)
     number = len(loaded.watchers)
+    if not number:
+        tell(
+            f"{loaded.path}: warning: it has no [watcher:NAME], so nothing is run", logging.WARNING
+        )
     click.echo(f"{file}: ok, {number} watcher{'' if number == 1 else 's'}")
 
 

@@ -84,6 +84,15 @@ def test_warnings_are_no_errors(ini: Path) -> None:
     assert "nonsense" in result.output
 
 
+def test_check_of_a_file_that_runs_nothing(ini: Path) -> None:
+    ini.write_text("[sysup]\ncheck_delay = 5\n")
+    result = sysupd("--check", ini)
+    assert result.output.splitlines() == [
+        f"{ini}: warning: it has no [watcher:NAME], so nothing is run",
+        f"{ini}: ok, 0 watchers",
+    ]
+
+
 def test_check_foresees_what_this_machine_can_not_do(ini: Path, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.touch()

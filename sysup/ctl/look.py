@@ -45,6 +45,8 @@ def status(name: str | None, processes: bool) -> int:
         used = None if here.json or here.prettify else usage(here, name and next(iter(watchers)))
         lines = render.status(watchers, processes or name is not None, used, here.width)
         here.show(reply, lines)
+        if not watchers:
+            click.echo("hint: there are no watchers: add a [watcher:NAME] to the config", err=True)
         if changed := reply.get("changed_files"):
             click.echo(f"hint: {render.changed_files(changed)}", err=True)
         for line in render.not_there(reply.get("kept", {}), watchers):

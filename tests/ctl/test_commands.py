@@ -140,6 +140,13 @@ def test_status_exits_by_what_is_wanted(
     assert ctl("status", "web").code == by_name
 
 
+def test_status_of_nothing(daemon: CannedDaemon, ctl: Run) -> None:
+    daemon.replies["status"] = status_of()
+    code, out, err = ctl("status")
+    assert (code, len(out.splitlines())) == (0, 1)
+    assert err == "hint: there are no watchers: add a [watcher:NAME] to the config\n"
+
+
 def test_status_of_a_daemon_of_circus(daemon: CannedDaemon, ctl: Run) -> None:
     daemon.replies["status"] = {"statuses": {"web": "active", "db": "stopped"}}
     assert ctl("status") == (3, "db: stopped\nweb: active\n", "")
