@@ -21,6 +21,8 @@ from sysup.protocol import SysupError
 
 MARKER = "SYSUP_PROCESS"
 """The variable in a process's environment by which its descendants are known."""
+LONGEST_ENVIRONMENT = 1 << 18
+"""Bytes in which MARKER is looked for."""
 PIDFD_INFO = struct.Struct("=Q52xi8x")
 """struct pidfd_info (linux/pidfd.h): mask, and the wait status at the end of version 1."""
 PIDFD_GET_INFO = 0xC048FF0B
@@ -405,8 +407,8 @@ def _marker(pid: int) -> str | None:
     None in the midst of execve(2), where it has neither environment nor command line.
     """
     try:
-        environ = _proc(pid, "environ")
-        if not environ and not _proc(pid, "cmdline") and not is_zombie(pid):
+        environ = _proc(pid, "environ", LONGEST_ENVIRONMENT)
+        if not environ and not _proc(pid, "cmdline", 1) and not is_zombie(pid):
             return None
     except OSError:  # gone, or another user's and we are not root
         return ""
@@ -414,9 +416,10 @@ def _marker(pid: int) -> str | None:
     return os.fsdecode(rest.partition(b"\0")[0]) if found else ""
 
 
-def _proc(pid: int, name: str) -> bytes:
-    with open(f"/proc/{pid}/{name}", "rb") as file:
-        return file.read()
+def _proc(pid: int, name: str, size: int) -> bytes:
+    """The beginning of a file of a process, who can make it endless (prctl(2), PR_SET_MM)."""
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+        return file.read(size)
 
 
 # ---- the daemon itself ---------------------------------------------------------------------
