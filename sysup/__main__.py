@@ -28,6 +28,7 @@ EX_CONFIG = 78
 STARTED = 10.0
 """Seconds after which most of what is there will be for long."""
 PID_DIGITS = 20
+PIDFILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -161,11 +162,12 @@ async def run(
 def write_pidfile(path: str) -> None:
     """Say who we are. Raises SysupError when another living process is named there already.
 
-    No link is followed: in a directory that others may write it could lead to any file. In a
-    container the file that an earlier run left may well name our own pid.
+    No link is followed: in a directory that others may write it could lead to any file; nor is
+    anybody waited for who holds a lease on it (fcntl(2)). In a container the file that an earlier
+    run left may well name our own pid.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, PIDFILE_FLAGS, 0o644)
         with open(fd, "r+", encoding="ascii", errors="replace") as file:
             holder = file.read(PID_DIGITS).strip()
             alive = holder.isdecimal() and os.path.exists(f"/proc/{holder}")
@@ -175,7 +177,7 @@ def write_pidfile(path: str) -> None:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
     except OSError as error:
-        raise SysupError(f"cannot write {path}: {error.strerror}") from None
+        raise SysupError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ import zmq
 from sysup.protocol import SysupError
 
 BACKLOG = 1024
+OWN = 0o600
+"""The mode of a socket that is for our user alone."""
 
 
 def bind(
@@ -63,31 +65,42 @@ def address_of(fd: int) -> str:
     return f"ipc://{path}"
 
 
+def _is_listened_at(path: str) -> bool:
+    """Whether somebody is there, without waiting until he takes the connection."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(path)
+        except BlockingIOError:  # many wait there already
+            return True
+        except OSError:  # nobody is there, or nothing
+            return False
+        return True
+
+
 def listen(path: str, mode: int, group: int) -> socket.socket:
     """A listening unix socket at `path` with this mode and group, replacing a stale one.
+
+    Where others may write to the directory, group and mode are to be -1 and OWN, which it has
+    from its birth: they could put a link in its place, for us to give to a file of any name.
 
     Raises OSError; EADDRINUSE when somebody answers there, EEXIST when it is no socket.
     """
     if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
         raise FileExistsError(errno.EEXIST, "it is there, and no socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            pass  # nobody is there, or nothing
-        else:
-            raise OSError(errno.EADDRINUSE, "somebody is listening there already")
+    if _is_listened_at(path):
+        raise OSError(errno.EADDRINUSE, "somebody is listening there already")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     new = f"{path}.{os.getpid()}"
     try:
-        before = os.umask(0o177)
+        before = os.umask(0o777 & ~OWN)
         try:
             listener.bind(new)
         finally:
             os.umask(before)
         if group >= 0:
             os.chown(new, -1, group)
-        os.chmod(new, mode)
+        if mode != OWN:
+            os.chmod(new, mode)
         listener.listen(BACKLOG)
         os.rename(new, path)
     except OSError:

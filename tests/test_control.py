@@ -428,6 +428,35 @@ def test_modes_of_sockets(tmp_path: Path, mode: int) -> None:
         assert os.listdir(tmp_path) == ["s"]
 
 
+def test_who_lets_nobody_in_is_not_waited_for(tmp_path: Path) -> None:
+    path = str(tmp_path / "full")
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as one:
+        full.bind(path)
+        full.listen(0)
+        one.connect(path)
+        with pytest.raises(OSError, match="somebody is listening there already"):
+            listen(path, 0o600, -1)
+
+
+def test_a_link_put_in_its_place_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By who may write to the directory, between its making and the next step."""
+    precious = tmp_path / "precious"
+    precious.touch(0o644)
+    umask = os.umask
+
+    def swap(mode: int) -> int:
+        for name in tmp_path.glob("s.*"):
+            name.unlink()
+            name.symlink_to(precious)
+        return umask(mode)
+
+    monkeypatch.setattr(os, "umask", swap)
+    with listen(str(tmp_path / "s"), 0o600, -1):
+        assert stat.S_IMODE(precious.stat().st_mode) == 0o644
+
+
 def test_a_stale_socket_is_replaced(server: Server, tmp_path: Path) -> None:
     path = str(tmp_path / "stale")
     with socket.socket(socket.AF_UNIX) as stale:

@@ -10,16 +10,19 @@ import signal
 import struct
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from sysup._native import ffi, lib
 from sysup.process.launch import RLIMITS, Launch, Launcher, Limits, Process, shown
+from sysup.process.orphans import hunt, next_zombie, reap_stranger
 from sysup.protocol import SysupError
 
 MARKER = "SYSUP_PROCESS"
 """The variable in a process's environment by which its descendants are known."""
+LONGEST_ENVIRONMENT = 1 << 18
+"""Bytes in which MARKER is looked for."""
 PIDFD_INFO = struct.Struct("=Q52xi8x")
 """struct pidfd_info (linux/pidfd.h): mask, and the wait status at the end of version 1."""
 PIDFD_GET_INFO = 0xC048FF0B
@@ -33,10 +36,6 @@ LAST_KILLS = 20
 """How often the last strangers are killed before the daemon ends without them."""
 LAST_WAIT = 50
 """Milliseconds to wait for each."""
-CHASE = 0.05
-"""Seconds for which orphans are chased that fork and exit faster than all can be looked at."""
-CALM = 5
-"""How often there must have been none in a row."""
 
 
 class Unreaped(Exception):
@@ -255,26 +254,7 @@ class OS:
         at all processes comes to it; returns of which of `dead` there were such.
         """
         owners = {marker: pid for pid, marker in dead.items()}
-        return self._chase(lambda pid: owners.get(_marker(pid) or ""), mains)
-
-    def _chase(self, owner_of: Callable[[int], int | None], mains: Collection[int]) -> set[int]:
-        """A look at our own children alone takes microseconds, and a pid that is found there is
-        theirs until we reap them."""
-        met: set[int] = set()
-        until, calm = time.monotonic() + CHASE, 0
-        while calm < CALM and time.monotonic() < until:
-            calm += 1
-            for pid in _our_children():
-                if pid in mains:
-                    continue
-                if _reap_stranger(pid):
-                    calm = 0  # it may have left another one
-                elif (owner := owner_of(pid)) is not None:
-                    with suppress(SysupError):  # it became another user
-                        _send(pid, signal.SIGKILL)
-                        met.add(owner)
-                        calm = 0
-        return met
+        return hunt(lambda pid: owners.get(_marker(pid) or ""), mains)
 
     def _are_born(self, nameless: Collection[int]) -> bool:
         """Whether they will soon have a name: who has none for long has hidden it."""
@@ -291,12 +271,12 @@ class OS:
         (a hook, a stream class) who waits for them.
         """
         reaped = 0
-        while pid := _next_zombie():
-            if pid in mains or not _reap_stranger(pid):
+        while pid := next_zombie():
+            if pid in mains or not reap_stranger(pid):
                 # It stays the first that waitid finds, so the others are to be looked for.
                 me = os.getpid()
                 zombies = {pid for pid, ppid, _, dead in self._scan() if dead and ppid == me}
-                return reaped + sum(_reap_stranger(pid) for pid in zombies - set(mains))
+                return reaped + sum(reap_stranger(pid) for pid in zombies - set(mains))
             reaped += 1
         return reaped
 
@@ -316,7 +296,7 @@ class OS:
         for _ in range(LAST_KILLS):
             found = self._descendants([os.getpid()], recursive=True, session=own)
             self._kill_and_wait(found)
-            found |= self._chase(stranger, ())
+            found |= hunt(stranger, ())
             killed |= found
             if not found:
                 break
@@ -427,8 +407,8 @@ def _marker(pid: int) -> str | None:
     None in the midst of execve(2), where it has neither environment nor command line.
     """
     try:
-        environ = _proc(pid, "environ")
-        if not environ and not _proc(pid, "cmdline") and not is_zombie(pid):
+        environ = _proc(pid, "environ", LONGEST_ENVIRONMENT)
+        if not environ and not _proc(pid, "cmdline", 1) and not is_zombie(pid):
             return None
     except OSError:  # gone, or another user's and we are not root
         return ""
@@ -436,37 +416,10 @@ def _marker(pid: int) -> str | None:
     return os.fsdecode(rest.partition(b"\0")[0]) if found else ""
 
 
-def _proc(pid: int, name: str) -> bytes:
-    with open(f"/proc/{pid}/{name}", "rb") as file:
-        return file.read()
-
-
-def _our_children() -> list[int]:
-    """Those of the first thread, which starts processes and to which orphans come; none where the
-    kernel can't tell (CONFIG_PROC_CHILDREN)."""
-    try:
-        return [int(pid) for pid in _proc(os.getpid(), f"task/{os.getpid()}/children").split()]
-    except OSError:
-        return []
-
-
-def _next_zombie() -> int:
-    """A child that has ended and is not reaped, always the same until it is; 0 if none."""
-    try:
-        ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return 0
-    return ended.si_pid if ended else 0
-
-
-def _reap_stranger(pid: int) -> bool:
-    """Reap a child that has ended, unless it is of our own session."""
-    try:
-        if os.getsid(pid) == os.getsid(0):
-            return False
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG) is not None
-    except (ProcessLookupError, ChildProcessError):
-        return False
+def _proc(pid: int, name: str, size: int) -> bytes:
+    """The beginning of a file of a process, who can make it endless (prctl(2), PR_SET_MM)."""
+    with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+        return file.read(size)
 
 
 # ---- the daemon itself ---------------------------------------------------------------------

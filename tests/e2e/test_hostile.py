@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -44,6 +45,28 @@ def test_a_pidfile_is_not_written_through_a_link(sysupd: Start, tmp_path: Path) 
     assert daemon.process.wait(PATIENCE) == 1
     assert f"cannot write {tmp_path}/pid" in daemon.log()
     assert precious.read_text() == "do not touch\n"
+
+
+def test_a_pidfile_that_is_withheld_or_none_is_not_waited_for(
+    sysupd: Start, tmp_path: Path
+) -> None:
+    """By a lease of its owner, who is nobody that must let go (F_SETLEASE, fcntl(2))."""
+    pidfile = tmp_path / "pid"
+    ini = f"[sysup]\npidfile = {pidfile}\n{GOOD}"
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with pidfile.open("w+") as file:
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        withheld = sysupd(ini, wait=False)
+        assert withheld.process.wait(PATIENCE) == 1
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    signal.signal(signal.SIGIO, before)
+    assert f"cannot write {pidfile}: Resource temporarily unavailable" in withheld.log()
+    pidfile.unlink()
+    os.mkfifo(pidfile)
+    fifo = sysupd(ini, wait=False)
+    assert fifo.process.wait(PATIENCE) == 1
+    assert f"cannot write {pidfile}: " in fifo.log()
+    assert "None" not in fifo.log()
 
 
 def test_a_pidfile_of_the_living_is_respected_and_one_of_the_dead_is_not(

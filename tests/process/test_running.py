@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -241,7 +242,7 @@ def test_what_executes_a_program_this_moment_is_not_overlooked(
     child = idle(system, env={MARKER: "born"})
     eventually(lambda: process_system._marker(child.pid) == "born")
     real = process_system._proc
-    nameless = lambda pid, name: b"" if pid == child.pid else real(pid, name)  # noqa: E731
+    nameless = lambda pid, *args: b"" if pid == child.pid else real(pid, *args)  # noqa: E731
     monkeypatch.setattr(process_system, "_proc", nameless)
     with pytest.raises(Unclear):
         system.leftovers({1: "born"}, ())
@@ -252,6 +253,47 @@ def test_what_executes_a_program_this_moment_is_not_overlooked(
     assert system.leftovers({1: "born"}, ()) == {1: {child.pid}}
     system.signal(child, signal.SIGKILL)
     ended(system, child)
+
+
+ENDLESS = """
+import ctypes, struct, sys, time
+size = 1 << 30
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+at = libc.mmap(None, size, 1, 0x4022, -1, 0)  # PROT_READ, PRIVATE | ANONYMOUS | NORESERVE
+with open("/proc/self/stat") as file:
+    stat = [0, 0, 0, *file.read().rpartition(")")[2].split()]  # counted as in proc(5)
+libc.sbrk.restype = ctypes.c_void_p
+code, data, brk = map(int, stat[26:28]), map(int, stat[45:47]), (int(stat[47]), libc.sbrk(0))
+rest = (int(stat[28]), *map(int, stat[48:50]), at, at + size - 1)
+told = struct.pack("=12QIi", *code, *data, *brk, *rest, 0, 0, -1)
+PR_SET_MM, PR_SET_MM_MAP = 35, 14
+long = ctypes.c_ulong
+done = libc.prctl(PR_SET_MM, long(PR_SET_MM_MAP), told, long(len(told)), long(0))
+print(done, flush=True)
+time.sleep(1000)
+"""
+"""Its environment is a gigabyte of zeros: prctl(2), PR_SET_MM."""
+
+
+def test_an_environment_without_end_is_not_read_to_the_end(system: OS) -> None:
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    child = system.launcher(launch(sys.executable, "-c", ENDLESS)).spawn(fds={1: writing})
+    os.close(writing)
+    with open(reading, encoding="ascii") as file:
+        is_set = file.readline() == "0\n"
+    tracemalloc.start()
+    try:
+        system.leftovers({1: "m"}, ())
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        system.signal(child, signal.SIGKILL)
+        ended(system, child)
+    if not is_set:
+        pytest.skip("the kernel lets nobody say where its environment is")
+    assert most < 16 << 20
 
 
 def test_what_descends_from_it_goes_with_it(system: OS, grow: Grow) -> None:
