@@ -110,13 +110,21 @@ def check_out(file: str, loaded: Config) -> None:
 
 
 def keep_for_good() -> None:
-    """Have the garbage collector not look again at what is there now: modules and the config.
+    """Have the garbage collector not look at what is there now: modules and the config.
 
-    It looks at all else in one go, which the loop waits for. So it is done once more when the app
-    has started: what is kept of a process makes no cycles, and goes without the collector.
+    It looks at all else in one go, which the loop waits for.
     """
     gc.collect()
     gc.freeze()
+
+
+def collect_from_now() -> None:
+    """The app has started, or was taken over: have the collector look at what comes after that.
+
+    What is kept of a process makes no cycles, and goes without it.
+    """
+    gc.freeze()
+    gc.enable()
 
 
 def occupy_standard_descriptors() -> None:
@@ -148,12 +156,14 @@ async def run(
     """Run an app to its end; returns the daemon's exit status."""
     loop = asyncio.get_running_loop()
     daemon = Daemon(loaded, loop, own_log, files, inherited, notifier)
-    loop.call_later(STARTED, keep_for_good)
+    gc.disable()  # most of what is made now is for long: to look for garbage takes time in vain
+    loop.call_later(STARTED, collect_from_now)
     if pidfile:
         write_pidfile(pidfile)
     try:
         return await daemon.run()
     finally:
+        gc.enable()
         if pidfile:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(pidfile)

@@ -196,9 +196,10 @@ def status(app: App, p: Properties) -> Reply:
         watcher = find(app, p.text("name"))
         return {"status": watcher.state, "watchers": outputs.status([watcher], hidden, each)}
     watchers = app.watchers.values()
+    told = outputs.status(watchers, hidden, each)
     return {
         "statuses": {w.name: w.state for w in watchers},
-        "watchers": outputs.status(watchers, hidden, each),
+        "watchers": told,
         "changed_files": app.changed_files,
         "kept": app.kept,
     }

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import gc
 import itertools
 import logging
 import os
@@ -183,9 +182,7 @@ class Daemon:
         for problem in self.config.problems:
             log.warning("%s", problem)
         if self._estate.inherited:
-            gc.disable()  # nothing made now is garbage: looking for it takes a third of the time
             self._restore()
-            gc.enable()
         else:
             self._begin()
         start = self._job(self.roster.begin())

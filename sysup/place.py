@@ -53,6 +53,12 @@ class Place(Slot):
         """What `status` tells about it."""
         return {**self._facts(None), "uptime": _since(self, now), "retry_in": _until(self, now)}
 
+    def cancel_timer(self) -> None:
+        """Wait for no deadline any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
     def row(self, hidden: str | None) -> Row:
         """The same as JSON; `hidden` stands for its output, if that is not to be seen."""
         row = self._rows.get(hidden)

@@ -12,7 +12,7 @@ a new generation that fails leaves the old one running.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -181,9 +181,8 @@ def _free_wids(slots: Iterable[Slot]) -> Iterator[int]:
 # ---- the public view ---------------------------------------------------------------------
 
 
-def public_state(want: Want, slots: Iterable[Slot]) -> str:
-    """Circus's word for a watcher: stopped, starting, active or stopping."""
-    states = {s.life.state for s in slots}
+def public_state(want: Want, states: Set[State]) -> str:
+    """Circus's word for a watcher whose slots are in these states."""
     if want is Want.DOWN:
         return "stopping" if states - {State.STOPPED} else "stopped"
     if states and states <= {State.FAILED, State.DONE, State.STOPPED}:

@@ -40,6 +40,9 @@ takes a tenth of a second to read would hold up all others."""
 MAX_ID = 1024
 """Characters of the longest `id`, as JSON: it is kept with each reply until that is read."""
 
+ROWS = 16
+"""Of a large reply, those that are written in one step."""
+
 CONTROL_SOCKET = "control"
 EVENTS_SOCKET = "events"
 """Names of the sockets in an app's runtime directory."""
@@ -252,28 +255,40 @@ def ok(fields: Mapping[str, Any], request_id: Any, time: float) -> bytes:
 def ok_in_steps(
     fields: Mapping[str, Any], request_id: Any, time: float
 ) -> Generator[None, None, bytes]:
-    """The same in small steps, where `fields` is large: a table of tables is written row by row."""
+    """The same in small steps: of a table whose values are tables, some rows at a time."""
     parts: list[str] = []
     yield from _write({"status": "ok", "time": time, **fields, "id": request_id}, parts)
     return "".join(parts).encode()
 
 
 def _write(table: Mapping[str, Any], parts: list[str]) -> Generator[None, None, None]:
-    sign = "{"
+    rows: dict[str, Any] = {}
+    parts.append("{")
     for name, value in table.items():
-        parts.append(sign)
-        if isinstance(name, str) and isinstance(value, dict) and _holds_tables(value):
+        if isinstance(name, str) and _holds_tables(value):
+            rows = _flush(rows, parts)
             parts.append(f"{json.dumps(name)}: ")
             yield from _write(value, parts)
-        else:
-            parts.append(json.dumps({name: value})[1:-1])
-        yield
-        sign = ", "
-    parts.append("}")
+            parts.append(", ")
+            continue
+        rows[name] = value
+        if len(rows) == ROWS:
+            rows = _flush(rows, parts)
+            yield
+    _flush(rows, parts)
+    parts[-1] = "}" if parts[-1] == ", " else "{}"
 
 
-def _holds_tables(table: Mapping[Any, Any]) -> bool:
-    return any(isinstance(value, dict) for value in table.values())
+def _flush(rows: Mapping[str, Any], parts: list[str]) -> dict[str, Any]:
+    """Write rows, with a comma behind them; returns an empty table."""
+    if rows:
+        parts += (json.dumps(rows)[1:-1], ", ")
+    return {}
+
+
+def _holds_tables(value: Any) -> bool:
+    """Whether it is a table of tables, by the first of these."""
+    return isinstance(value, dict) and isinstance(next(iter(value.values()), None), dict)
 
 
 def error(

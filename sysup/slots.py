@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -119,6 +119,13 @@ class Slots:
             self._tally = Tally.of(self.places.values())
         return self._tally
 
+    @property
+    def states(self) -> Set[State]:
+        """Those that any of them is in."""
+        if self._tally is not None:
+            return self._tally.states
+        return {place.life.state for place in self.places.values()}
+
     def _changed(self, *places: Place) -> None:
         """What was told of these, and so of all together, is not so any more."""
         self._tally = None
@@ -140,8 +147,7 @@ class Slots:
         place = self.places.pop(wid)
         self._changed()
         self._drop(place)
-        if place.timer is not None:
-            place.timer.cancel()
+        place.cancel_timer()
         if place.generation != self.generations.newest:
             self.generations.keep({p.generation for p in self.places.values()})
 
@@ -159,9 +165,7 @@ class Slots:
             self._wake()
 
     def _set_timer(self, place: Place) -> None:
-        if place.timer is not None:
-            place.timer.cancel()
-            place.timer = None
+        place.cancel_timer()
         deadline = place.life.deadline
         if deadline is not None:
             place.timer = self.board.loop.call_at(deadline, self.handle, place, Timeout())
@@ -280,8 +284,7 @@ class Slots:
         """Let go of what is held open."""
         self.generations.break_moulds()
         for place in self.places.values():
-            if place.timer is not None:
-                place.timer.cancel()
+            place.cancel_timer()
 
     def forget_processes(self) -> None:
         """Leave the processes running and know them no more."""
@@ -291,8 +294,7 @@ class Slots:
             self.board.bodies.pop(body.process.pid, None)
             body.on_buried()
         for place in self.places.values():
-            if place.timer is not None:
-                place.timer.cancel()
+            place.cancel_timer()
             self._drop(place)
         self.places.clear()
         self._changed()

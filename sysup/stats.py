@@ -80,6 +80,7 @@ def parse_memory(text: str) -> int:
     raise ValueError("no MemTotal in /proc/meminfo")
 
 
+@lru_cache(4096)
 def human_bytes(number: int) -> str:
     """A size as Circus writes it: 1.46M."""
     at = min((number.bit_length() - 1) // 10, len(UNITS))
@@ -88,6 +89,7 @@ def human_bytes(number: int) -> str:
     return f"{round(number / (1 << 10 * at), 2)}{UNITS[at - 1]}"
 
 
+@lru_cache(4096)
 def clock_time(seconds: float) -> str:
     """CPU time as Circus writes it: minutes, seconds and hundredths, 0:00.34."""
     hundredths = int(seconds * 100)

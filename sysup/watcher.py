@@ -90,7 +90,7 @@ class Watcher:
     @property
     def state(self) -> str:
         """Circus's word: stopped, starting, active or stopping."""
-        return public_state(self.want, self.slots.places.values())
+        return public_state(self.want, self.slots.states)
 
     @property
     def is_stopped(self) -> bool:

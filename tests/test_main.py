@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -46,11 +47,13 @@ class FakeDaemon:
     """Ends at once, with 7; notes how it was made."""
 
     made: list[Any]
+    collects: bool
 
     def __init__(self, *args: Any) -> None:
         self.made.append(args)
 
     async def run(self) -> int:
+        FakeDaemon.collects = gc.isenabled()
         return 7
 
 
@@ -136,6 +139,20 @@ def test_the_daemons_status_is_ours(
     assert len(made) == 1
     assert not pidfile.exists(), "removed at the end"
     assert [options["level"] for options in configured] == ["WARNING"]
+
+
+def test_garbage_is_looked_for_when_the_app_has_started(ini: Path, made: list[Any]) -> None:
+    try:
+        assert sysupd(ini).exit_code == 7
+        assert (FakeDaemon.collects, gc.isenabled()) == (False, True)
+        gc.unfreeze()
+        gc.disable()
+        program.collect_from_now()
+        assert gc.isenabled()
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+        gc.enable()
 
 
 def test_options_of_the_file_yield_to_arguments(
