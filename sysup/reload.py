@@ -93,7 +93,7 @@ async def run(app: App) -> dict[str, Any]:
     fresh, failed = await follow(app, changes, new)
     # What differs from the file is tried again by the next reload.
     files.keep(failed, sections(before), before_files)
-    app.config = config.keep(new, failed, before)
+    app.config = config.keep(app.config, failed, before)
     mark(app)
     app.keep_config()
     starts = [watcher.start() for watcher in fresh if watcher.spec.autostart]

@@ -23,11 +23,7 @@ from sysup import config
 from sysup.board import Board
 from sysup.body import Inherited
 from sysup.config import Impact, WatcherSpec
-from sysup.machine import (
-    Start,
-    State,
-    Want,
-)
+from sysup.machine import Start, State, Want
 from sysup.pace import in_turns
 from sysup.place import Tally
 from sysup.plan import (
