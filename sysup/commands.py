@@ -1,17 +1,13 @@
-"""The commands: one function each, in one table, with the role it takes.
+"""The commands: one function each, with the role it takes.
 
-A function gets the app and the request's properties. It returns the fields of the reply, or
-`Later` with work whose end a `waiting` client is told; what it raises is the reason of an
-error reply. Names, properties and reply shapes are Circus's; `docs/circus.md` tells where
-sysup differs.
+Names, properties and reply shapes are Circus's; `docs/circus.md` tells where sysup differs.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from sysup import __version__, config, outputs
 from sysup.config import Role
@@ -20,14 +16,10 @@ from sysup.machine import Want
 from sysup.matching import matching
 from sysup.pace import in_turns
 from sysup.properties import Properties
-from sysup.protocol import AccessDenied, MessageError, Request, SysupError, UnknownCommand
-from sysup.roster import Roster
+from sysup.protocol import AccessDenied, MessageError, SysupError
 from sysup.stdin import send as send_text
+from sysup.table import App, Later, Reply, Soon, Table
 from sysup.watcher import Watcher
-
-RANK = {Role.READ: 1, Role.OPERATE: 2, Role.ADMIN: 3}
-"""Each role includes those of lower rank."""
-
 
 OPERABLE = frozenset(
     {"autostart", "graceful_timeout", "max_age", "max_age_variance", "max_retry"}
@@ -38,96 +30,8 @@ OPERABLE = frozenset(
 processes run and when, which `incr`, `restart` and `kill` decide as well. All others may decide
 what code runs, as whom, or where output goes."""
 
-Reply: TypeAlias = Mapping[str, Any]
-
-
-class App(Protocol):
-    """What the daemon offers to the commands."""
-
-    watchers: dict[str, Watcher]
-    roster: Roster
-
-    @property
-    def takeovers(self) -> int: ...
-    @property
-    def changed_files(self) -> list[str]: ...
-    @property
-    def kept(self) -> Reply: ...
-    def plan_reload(self) -> Reply: ...
-    def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str: ...
-    def differences(self) -> Reply: ...
-    def reload_config(self) -> Coroutine[Any, Any, Reply]: ...
-    def upgrade(self) -> Coroutine[Any, Any, Reply]: ...
-    def quit(self) -> None: ...
-    async def ended(self) -> None: ...
-    def options(self) -> Mapping[str, Any]: ...
-    def sockets(self) -> list[Mapping[str, Any]]: ...
-    def own_stats(self) -> Any: ...
-    async def stats(self, watchers: list[Watcher]) -> dict[str, dict[str, Any]]: ...
-
-
-@dataclass(frozen=True)
-class Later:
-    """Work that goes on; `at_once` are the fields for a client that doesn't wait."""
-
-    work: Coroutine[Any, Any, Reply]
-    at_once: Reply = field(default_factory=dict)
-
-
-class Soon(Later):
-    """Work that lets others have their turns; every client gets its reply at the end."""
-
-
-Handler: TypeAlias = Callable[[App, Properties], Reply | Later]
-
-
-@dataclass(frozen=True)
-class Command:
-    """A row of the table."""
-
-    role: Role
-    run: Handler
-
-    @property
-    def help(self) -> str:
-        """What it does, in a line."""
-        return (self.run.__doc__ or "").strip().splitlines()[0]
-
-
-COMMANDS: dict[str, Command] = {}
-
-
-def command(role: Role) -> Callable[[Handler], Handler]:
-    """Enter a function in the table, under its name."""
-
-    def enter(function: Handler) -> Handler:
-        name = getattr(function, "__name__", "").rstrip("_")
-        COMMANDS[name] = Command(role, function)
-        return function
-
-    return enter
-
-
-def changes(request: Request) -> bool:
-    """Whether a command does more than to read."""
-    entry = COMMANDS.get(request.command)
-    return entry is not None and entry.role is not Role.READ
-
-
-def run(app: App, request: Request, role: Role, remedy: str = "ask for more") -> Reply | Later:
-    """Run a command for a peer of this role; raises SysupError with the reason it can't.
-
-    `remedy`: what a peer can do whose role is too small.
-    """
-    entry = COMMANDS.get(request.command)
-    if entry is None:
-        raise UnknownCommand(f"unknown command: '{request.command}'")
-    if RANK[role] < RANK[entry.role]:
-        raise AccessDenied(
-            f"permission denied: {request.command} needs the role '{entry.role}', you have "
-            f"'{role}'; {remedy}"
-        )
-    return entry.run(app, Properties(request.properties, role))
+COMMANDS = Table()
+command = COMMANDS.enter
 
 
 def find(app: App, name: str) -> Watcher:

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import zmq
 
-from sysup import commands, protocol
-from sysup.commands import App, Later, Soon
+from sysup import protocol
+from sysup.commands import COMMANDS
 from sysup.config import Role
 from sysup.doorman import Doorman, secure
 from sysup.endpoints import bind
@@ -36,6 +36,7 @@ from sysup.keys import Keys
 from sysup.pace import in_turns
 from sysup.peers import Access, Peer, called
 from sysup.protocol import Errno, Request, SysupError
+from sysup.table import App, Later, Soon
 from sysup.throttle import MOST_HELD, RATE, Throttle
 
 log = logging.getLogger("sysup.control")
@@ -266,8 +267,8 @@ class Control:
         try:
             if self._working[route.fd] >= MOST_AT_ONCE:
                 raise SysupError(f"cannot {request.command}: {MOST_AT_ONCE} of yours go on already")
-            result = commands.run(self._app, request, peer.role, peer.remedy)
-            if commands.changes(request):
+            result = COMMANDS.run(self._app, request, peer.role, peer.remedy)
+            if COMMANDS.changes(request):
                 _note(request, peer)
             fields = result.at_once if isinstance(result, Later) else result
             reply = protocol.ok(fields, request.id, self._wall())

@@ -34,7 +34,6 @@ class App(Protocol):
     files: Files
     watchers: dict[str, Watcher]
     sharing: Sharing
-
     roster: Roster
 
     def keep_config(self) -> None: ...
@@ -88,16 +87,16 @@ async def run(app: App) -> dict[str, Any]:
     """
     new, files = read(app)
     before, before_files = app.config, app.files
-    changes = config.diff(before, new)
     app.config, app.files = new, files
-    fresh, failed = await follow(app, changes, new)
+    fresh, failed = await follow(app, config.diff(before, new), new)
     # What differs from the file is tried again by the next reload.
     files.keep(failed, sections(before), before_files)
-    app.config = config.keep(new, failed, before)
+    app.config = config.keep(app.config, failed, before)
     mark(app)
     app.keep_config()
     starts = [watcher.start() for watcher in fresh if watcher.spec.autostart]
     await asyncio.gather(*starts, return_exceptions=True)
+    changes = config.diff(before, config.keep(new, failed, before))
     tell(app, changes)
     return outcome(app.config, plan(changes, app.config))
 

@@ -66,8 +66,8 @@ class Roster:
             self._board.publish(watcher.name, "remove", {})
 
     async def begin(self) -> None:
-        """Begin with what starts by itself, but for those that were told otherwise since."""
-        await self._in_order(Watcher.begin_start, lambda watcher: not watcher.touched)
+        """Begin with what is yet to start by itself."""
+        await self._in_order(Watcher.begin_start)
 
     def start_all(self) -> Coroutine[Any, Any, None]:
         """Start what is to be started by itself: high priority first."""
@@ -96,18 +96,23 @@ class Roster:
     def _by_priority(self) -> list[Watcher]:
         return sorted(self._watchers.values(), key=lambda w: (-w.spec.priority, w.name))
 
-    async def _in_order(
-        self, begin: Callable[[Watcher], T], which: Callable[[Watcher], bool] = lambda _: True
-    ) -> list[T]:
-        """Begin with what starts by itself: high priority first, `warmup_delay` between."""
+    async def _in_order(self, begin: Callable[[Watcher], T]) -> list[T]:
+        """Begin with what starts by itself: high priority first, `warmup_delay` between.
+
+        What was told to start or to stop meanwhile is left alone.
+        """
         pause = self._config().daemon.warmup_delay
         begun: list[T] = []
         for watcher in self._by_priority():
-            if watcher.spec.autostart and which(watcher):
-                if pause and begun:
-                    await asyncio.sleep(pause)
+            if pause and begun and self._is_left(watcher):
+                await asyncio.sleep(pause)
+            if self._is_left(watcher):
                 begun.append(begin(watcher))
         return begun
+
+    def _is_left(self, watcher: Watcher) -> bool:
+        there = self._watchers.get(watcher.name.lower()) is watcher
+        return there and watcher.spec.autostart and not watcher.touched
 
     def kill_all(self) -> None:
         """Wait for nobody any more."""

@@ -42,19 +42,20 @@ class Files:
 
     def record(self) -> dict[str, Any]:
         """All of it, as JSON can say it."""
-        before: list[Files] = []
+        before: list[dict[str, Any]] = []
         kept = {}
         for section, (why, files) in self.kept.items():
-            if files and files not in before:
-                before.append(files)
-            kept[section] = [why, before.index(files) if files else None]
-        return {**self.seen, "kept": kept, "before": [each.seen for each in before]}
+            if files and files.seen not in before:
+                before.append(files.seen)
+            kept[section] = [why, before.index(files.seen) if files else None]
+        return {**self.seen, "kept": kept, "before": before}
 
     def keep(self, kept: Reasons, known: Collection[str], before: Files) -> None:
         """Note sections that are as they were, those that were `known`, in the files `before`."""
+        origin = Files(before.seen)  # without what it kept itself, and so on
         for section, why in kept.items():
             earlier = before.kept.get(section)
-            files = earlier.files if earlier else before
+            files = earlier.files if earlier else origin
             self.kept[section] = Kept(why, files if section in known else None)
 
     def read(self, path: str) -> str:

@@ -23,11 +23,7 @@ from sysup import config
 from sysup.board import Board
 from sysup.body import Inherited
 from sysup.config import Impact, WatcherSpec
-from sysup.machine import (
-    Start,
-    State,
-    Want,
-)
+from sysup.machine import Start, State, Want
 from sysup.pace import in_turns
 from sysup.place import Tally
 from sysup.plan import (
@@ -374,16 +370,11 @@ class Watcher:
         if number <= self._turns.number:
             self._note(number, None)
             return []
-        asked = self._turns.ask(words, outlasts=words[0] in ("scale", "set"), number=number)
-        match words:
-            case ["reload", sequential]:
-                return [self._replace_all(asked, sequential)]
-            case ["scale", change]:
-                return [self._scale(asked, change)]
-            case ["set", options]:
-                return [self._set_options(asked, options)]
-            case _:
-                return [self._bring_up(asked)]
+        name, *rest = words
+        asked = self._turns.ask(words, outlasts=name in ("scale", "set"), number=number)
+        works = {"reload": self._replace_all, "scale": self._scale, "set": self._set_options}
+        work: Any = works.get(name, self._bring_up)
+        return [work(asked, *rest)]
 
     def _note(self, number: int, words: list[Any] | None) -> None:
         if estate := self.board.setting.estate:

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sysup import __version__, commands, config
-from sysup.commands import COMMANDS, OPERABLE, RANK, Later, run
+from sysup.commands import COMMANDS, OPERABLE
 from sysup.config import Role
 from sysup.machine import Want
 from sysup.properties import Properties
@@ -30,6 +30,7 @@ from sysup.protocol import (
 )
 from sysup.stats import whole
 from sysup.stdin import LIMIT
+from sysup.table import RANK, Later
 from sysup.watcher import Watcher
 from tests.world import World
 
@@ -127,7 +128,7 @@ class FakeApp:
 
     def ask(self, command: str, role: Role = ADMIN, **properties: Any) -> Mapping[str, Any]:
         """The reply to a client that waits."""
-        result = run(self, Request(command, properties), role)
+        result = COMMANDS.run(self, Request(command, properties), role)
         reply = self.world.run(result.work) if isinstance(result, Later) else result
         return {k: json.loads(v) if isinstance(v, Written) else v for k, v in reply.items()}
 
@@ -174,10 +175,10 @@ def test_a_role_may_what_its_rank_allows(app: FakeApp, name: str, role: Role) ->
     allowed = RANK[role] >= RANK[COMMANDS[name].role]
     if allowed:
         with contextlib.suppress(MessageError):
-            drop(run(app, Request(name, {}), role))
+            drop(COMMANDS.run(app, Request(name, {}), role))
     else:
         with pytest.raises(AccessDenied, match=f"{name} needs the role '{COMMANDS[name].role}'"):
-            run(app, Request(name, {}), role)
+            COMMANDS.run(app, Request(name, {}), role)
 
 
 def test_an_unknown_command(app: FakeApp) -> None:
@@ -277,7 +278,7 @@ def test_whatever_is_asked_only_sysup_errors_are_raised(
         warnings.simplefilter("ignore", FutureWarning)  # of patterns that re may read otherwise
         warnings.simplefilter("ignore", DeprecationWarning)
         with contextlib.suppress(SysupError):
-            json.dumps(drop(run(app, Request(command, properties), ADMIN)))
+            json.dumps(drop(COMMANDS.run(app, Request(command, properties), ADMIN)))
 
 
 # ---- sending -----------------------------------------------------------------------------
@@ -477,11 +478,11 @@ def test_one_watcher_tells_what_was_done(app: FakeApp) -> None:
 def test_a_reload_waits_for_the_restart_before_it(app: FakeApp) -> None:
     loop = app.world.loop
     app.world.os.deaf = {15}
-    restart = run(app, Request("restart", {"name": "db"}), ADMIN)
+    restart = COMMANDS.run(app, Request("restart", {"name": "db"}), ADMIN)
     assert isinstance(restart, Later)
     restarted = app.world.begin(restart.work)
     assert app.watchers["db"].want is Want.DOWN
-    reload = run(app, Request("reload", {"name": "db"}), ADMIN)
+    reload = COMMANDS.run(app, Request("reload", {"name": "db"}), ADMIN)
     assert isinstance(reload, Later)
     reloaded = app.world.begin(reload.work)
     app.world.os.die(103, 0)
@@ -491,7 +492,7 @@ def test_a_reload_waits_for_the_restart_before_it(app: FakeApp) -> None:
 
 def test_what_is_stopped_cannot_be_reloaded(app: FakeApp) -> None:
     with pytest.raises(SysupError, match="Idle is stopped"):
-        run(app, Request("reload", {"name": "idle"}), ADMIN)
+        COMMANDS.run(app, Request("reload", {"name": "idle"}), ADMIN)
 
 
 def test_several_watchers_tell_nothing_and_autostart_counts(app: FakeApp) -> None:
@@ -558,7 +559,7 @@ def test_kill(app: FakeApp) -> None:
 def test_set_tells_impacts_and_checks_before_it_answers(app: FakeApp) -> None:
     assert app.ask("set", name="db", options={"priority": 3}) == {"impacts": {"priority": "live"}}
     with pytest.raises(MessageError):
-        run(app, Request("set", {"name": "db", "options": {"nope": 1}}), ADMIN)
+        COMMANDS.run(app, Request("set", {"name": "db", "options": {"nope": 1}}), ADMIN)
 
 
 def test_what_is_to_be_saved(app: FakeApp) -> None:
@@ -595,7 +596,7 @@ def test_a_difference_hides_what_its_options_hide(app: FakeApp, role: Role, valu
 def test_what_runs_is_set_by_admins_alone(app: FakeApp, key: str) -> None:
     options = {"priority": 3, key: "1"}
     with pytest.raises(AccessDenied, match=f"set '{key}' needs the role 'admin', you have 'oper"):
-        run(app, Request("set", {"name": "db", "options": options}), OPERATE)
+        COMMANDS.run(app, Request("set", {"name": "db", "options": options}), OPERATE)
     assert app.ask("get", name="db", keys=["priority"])["options"] == {"priority": 0}
 
 
@@ -619,7 +620,7 @@ def test_the_daemon(app: FakeApp) -> None:
     assert app.ask("reloadconfig") == {"added": ["x"]}
     assert app.ask("reloadconfig", dry_run=True) == {"removed": ["x"]}
     assert app.ask("upgrade") == {"from": "1", "to": "2"}
-    result = run(app, Request("quit", {}), ADMIN)
+    result = COMMANDS.run(app, Request("quit", {}), ADMIN)
     assert app.asked == ["quit"], "at once, though nobody waits"
     assert isinstance(result, Later)
     app.world.run(result.work)

@@ -16,12 +16,13 @@ import zmq
 import zmq.asyncio
 
 from sysup import throttle
-from sysup.commands import COMMANDS, App, Command, Later, Soon
+from sysup.commands import COMMANDS
 from sysup.config import Role
 from sysup.control import BATCH, Control
 from sysup.endpoints import listen
 from sysup.properties import Properties
 from sysup.protocol import MAX_MESSAGE, Errno, MessageError, SysupError
+from sysup.table import App, Command, Later, Soon
 
 T = TypeVar("T")
 PATIENCE = 60.0

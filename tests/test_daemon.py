@@ -452,8 +452,9 @@ def test_a_limit_that_cannot_be_had_does_not_end_a_reload(host: Host) -> None:
     host.world.os.forbidden = {101}
     limited = WEB + "rlimit_nofile = 64\n"
     host.file.write_text(limited + "[watcher:z]\ncmd = z\npriority = 1\n[watcher:new]\ncmd = new")
-    with pytest.raises(SysupError, match="watcher web stays as it is: cannot set rlimit_n"):
+    with pytest.raises(SysupError, match="watcher web stays as it is: cannot set rlimit_n") as told:
         host.world.run(reply(daemon))
+    assert told.value.fields["changed"] == {"z": ["priority"]}
     assert daemon.watchers["z"].spec.priority == 1
     assert daemon.watchers["new"].slots.bodies
     assert "cannot set rlimit_nofile" in daemon.watchers["web"].describe()["config_problem"]

@@ -15,11 +15,12 @@ import pytest
 import zmq
 
 from sysup.certificates import Certificate, render
-from sysup.commands import COMMANDS, App, Command
+from sysup.commands import COMMANDS
 from sysup.config import Role
 from sysup.control import Control
 from sysup.keys import Keys
 from sysup.protocol import Errno
+from sysup.table import App, Command
 
 T = TypeVar("T")
 PATIENCE = 60.0

@@ -19,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sysup import guard
-from sysup.commands import COMMANDS, App, Command, Later
+from sysup.commands import COMMANDS
 from sysup.config import Role
 from sysup.control import MAX_READ, MOST_AT_ONCE, Control
+from sysup.table import App, Command, Later
 from tests.zmtp import GREETING, MORE, connect, frame, ready
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"endpoints", "doorman", "guard", "peers", "outside", "events", "taps"})
     | frozenset({"diary", "log", "board", "turns", "meter", "pace", "pulse", "herald"})
     | frozenset({"body", "remains", "generations", "place", "slots", "watcher"})
-    | frozenset({"outputs", "properties", "commands", "control", "serving", "throttle"})
+    | frozenset({"outputs", "properties", "table", "commands", "control", "serving", "throttle"})
     | frozenset({"estate", "restore", "roster", "sharing", "reload", "upgrade", "foresight"}),
     frozenset({"daemon"}),
     frozenset({"__main__"}),

@@ -220,7 +220,7 @@ def test_a_command_that_fails_is_no_answer(
     play: Callable[[Scene], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("sysup.commands.run", lambda app, request, role: 1 / 0)
+    monkeypatch.setattr("sysup.table.Table.run", lambda table, app, request, role: 1 / 0)
 
     async def scene(patient: Patient) -> None:
         patient.serve()

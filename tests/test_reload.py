@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from sysup.daemon import Daemon
 from sysup.protocol import Incomplete, SysupError
+from sysup.reload import WAITING, Reloads
 from tests.test_daemon import WEB, Host, finish, reply
 from tests.world import World
 
@@ -168,6 +171,61 @@ def test_nothing_is_saved_for_what_does_not_follow(host: Host) -> None:
         daemon.save(daemon.watchers["web"], {"priority": 0})
     host.world.run(daemon.watchers["z"].set_options({"priority": 3}))
     daemon.save(daemon.watchers["z"], {"priority": 3})
+    assert host.next_config()[1].watchers == daemon.config.watchers
+    finish(host, daemon, run)
+
+
+def test_what_stays_by_turns_makes_no_chain(host: Host) -> None:
+    """What was kept of the files before them, files that are kept don't keep."""
+    both = "[watcher:a]\ncmd = a\n%s\n[watcher:b]\ncmd = b\n%s\n"
+    daemon, run = host.run(both % ("", ""))
+    sizes = set()
+    for number in range(6):
+        host.file.write_text(both % (("x = 1", "") if number % 2 else ("", "x = 1")))
+        with pytest.raises(Incomplete):
+            host.world.run(reply(daemon))
+        ((_, origin),) = daemon.files.kept.values()
+        assert origin
+        assert origin.kept == {}
+        sizes.add(len(json.dumps(daemon.files.record())))
+        assert host.next_config()[1].watchers == daemon.config.watchers
+    assert max(sizes) - min(sizes) < 100
+    finish(host, daemon, run)
+
+
+def test_a_reload_that_waits_for_its_turn_is_left_to_the_next_daemon(host: Host) -> None:
+    daemon, run = host.run("[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n")
+    host.world.os.deaf = {signal.SIGTERM}
+    host.file.write_text(WEB)
+    first = host.world.begin(reply(daemon))
+    ledger = daemon._estate.ledger
+    assert WAITING not in ledger.table, "what has begun is not begun again"
+    host.file.write_text(WEB + "[watcher:new]\ncmd = new\n")
+    second = host.world.begin(reply(daemon))
+    assert Reloads(daemon._reload, ledger).left
+    assert daemon._reloads.waiting
+    (pid,) = host.world.os.living
+    host.world.os.die(pid, -9)
+    host.world.loop.advance(1.0)
+    assert (first.done(), second.done()) == (True, True)
+    assert {*daemon.watchers} == {"web", "new"}
+    assert WAITING not in ledger.table
+    finish(host, daemon, run)
+
+
+def test_what_is_saved_during_a_reload_is_of_the_config(host: Host) -> None:
+    old = "[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n"
+    daemon, run = host.run(WEB + old)
+    host.world.os.deaf = {signal.SIGTERM}
+    host.file.write_text(WEB)
+    first = host.world.begin(reply(daemon))
+    web = daemon.watchers["web"]
+    host.world.run(web.set_options({"priority": 4}))
+    daemon.save(web, {"priority": 4})
+    host.world.os.die(daemon.watchers["old"].slots.bodies[0][1].process.pid, -9)
+    host.world.loop.advance(1.0)
+    assert first.done()
+    assert daemon.config.watchers["web"].priority == 4
     assert host.next_config()[1].watchers == daemon.config.watchers
     finish(host, daemon, run)
 

@@ -305,6 +305,8 @@ def unfollowed(new: Config, old: Config) -> Reasons:
     That is a watcher that can't do without a socket which is broken and was not there before;
     and the socket of a watcher that stays as it is, if it were to go.
     """
+    if not new.kept:
+        return {}
     kept = dict(new.kept)
     bound = {section("socket", name) for name in old.sockets}
     lacking = {key for key in kept if key.startswith("socket:")} - bound

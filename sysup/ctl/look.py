@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import click
 
 from sysup.client import CallError
@@ -45,11 +48,7 @@ def status(name: str | None, processes: bool) -> int:
         used = None if here.json or here.prettify else usage(here, name and next(iter(watchers)))
         lines = render.status(watchers, processes or name is not None, used, here.width)
         here.show(reply, lines)
-        if not watchers:
-            click.echo("hint: there are no watchers: add a [watcher:NAME] to the config", err=True)
-        if changed := reply.get("changed_files"):
-            click.echo(f"hint: {render.changed_files(changed)}", err=True)
-        for line in render.not_there(reply.get("kept", {}), watchers):
+        for line in hints(reply):
             click.echo(f"hint: {line}", err=True)
         well = all(is_well(watcher, named=name is not None) for watcher in watchers.values())
     else:  # a daemon of Circus
@@ -57,6 +56,18 @@ def status(name: str | None, processes: bool) -> int:
         here.show(reply, render.key_values(states))
         well = all(state == "active" for state in states.values())
     return OK if well else NOT_RUNNING
+
+
+def hints(reply: Mapping[str, Any]) -> Iterator[str]:
+    """What is strange about the config, but for what the watchers tell themselves."""
+    if not reply["watchers"]:
+        yield "there are no watchers: add a [watcher:NAME] to the config"
+    if changed := reply.get("changed_files"):
+        yield render.changed_files(changed)
+    told = {f"watcher:{name.lower()}" for name in reply["watchers"]}
+    for section, why in reply.get("kept", {}).items():
+        if section not in told:
+            yield f"[{render.clean(section)}] is not followed: {render.clean('; '.join(why))}"
 
 
 def usage(here: Session, name: str | None) -> render.Used | None:

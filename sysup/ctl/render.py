@@ -393,14 +393,6 @@ def changed_files(paths: Sequence[str]) -> str:
     )
 
 
-def not_there(kept: Mapping[str, Sequence[str]], watchers: Iterable[str]) -> Iterator[str]:
-    """Which sections of the config are not followed, but for those of watchers that tell it."""
-    told = {f"watcher:{name.lower()}" for name in watchers}
-    for section, why in kept.items():
-        if section not in told:
-            yield f"[{clean(section)}] is not followed: {clean('; '.join(why))}"
-
-
 def _listed(value: object) -> str:
     """`a, b`; `a (x, y), b (z)` for an object of lists."""
     if isinstance(value, Mapping):

@@ -31,9 +31,6 @@ class Storm:
         self.stage = stage
         self.watchers = {name: Wanted(processes) for name in ("file", "journal", "tree", "crash")}
         self.sent: Counter[str] = Counter()
-        self._underway: set[str] = set()
-        """Watchers with a command that was answered before it was done: it may wait for its turn
-        behind another one, and then ends with the daemon."""
 
     def step(self) -> None:
         """One command, a kill or an upgrade."""
@@ -49,25 +46,18 @@ class Storm:
         step(name)
 
     def tell(self, command: str, name: str = "", **properties: Any) -> bool:
-        """Whether it was carried out, or will be; False where nobody knows."""
+        """Whether it was carried out, or will be; False where nobody knows.
+
+        What is answered holds, be it before it is done: it may wait for its turn behind another
+        command, and the daemon be killed meanwhile.
+        """
         waiting = self.stage.rand.random() < 0.6
         if name:
             properties["name"] = name
         # Long enough for a daemon that is being started; a reply that does not come by then
         # was that of one that was killed.
         reply = self.stage.ask(command, 5.0 if waiting else 2.0, waiting=waiting, **properties)
-        done = reply is not None and reply["status"] == "ok"
-        if done and waiting:
-            self._underway.discard(name)
-        else:
-            self._underway.add(name)
-        return done
-
-    def _forget(self) -> None:
-        """The daemon ends: what becomes of what is under way, nobody knows."""
-        for name in self._underway - {""}:
-            self.watchers[name] = Wanted(None, None)
-        self._underway.clear()
+        return reply is not None and reply["status"] == "ok"
 
     def start(self, name: str) -> None:
         self.watchers[name].up = True if self.tell("start", name=name) else None
@@ -104,11 +94,9 @@ class Storm:
     def kill(self, name: str) -> None:
         time.sleep(self.stage.rand.uniform(0, 0.1))
         self.stage.kill()
-        self._forget()
 
     def upgrade(self, name: str) -> None:
         self.tell("upgrade")
-        self._forget()
 
     def settle(self) -> dict[str, int]:
         """Say once more what nobody knows; how many processes of each there are to be."""

@@ -130,6 +130,20 @@ def test_commands_that_wait_for_their_turns_are_carried_out(sysupd: Start, tmp_p
     assert daemon.call("list")["watchers"] == ["plain", "stopped"]
 
 
+def test_a_start_of_all_goes_on(sysupd: Start) -> None:
+    """With its pauses, in which an upgrade came."""
+    names = ("a", "b", "c")
+    daemon = sysupd("".join(f"[watcher:{name}]\ncmd = sleep 1000\n" for name in names))
+    daemon.call("stop", waiting=True)
+    daemon.file.write_text("[sysup]\nwarmup_delay = 2\n" + daemon.file.read_text())
+    assert daemon.call("reloadconfig", waiting=True)["status"] == "ok"
+    daemon.call("start")
+    daemon.call("stop", name="c", waiting=True)
+    daemon.upgrade()
+    until(lambda: all(daemon.status(name) == "active" for name in "ab"), "all are started")
+    assert daemon.status("c") == "stopped"
+
+
 def grew(log: Path, size: int) -> bool:
     return log.stat().st_size > size
 

@@ -1,0 +1,63 @@
+"""Which watcher starts before which, and what is told meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sysup.machine import Want
+from tests.test_daemon import Host, finish
+from tests.world import World
+
+SLOW = "[sysup]\nwarmup_delay = 2\n" + "".join(
+    f"[watcher:{name}]\ncmd = {name}\n" for name in "abcd"
+)
+
+
+@pytest.fixture
+def host(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+    host = Host(world, tmp_path, monkeypatch)
+    yield host
+    host.close()
+
+
+def wanted(host: Host) -> str:
+    watchers = host.daemons[0].watchers
+    return "".join(name for name, each in watchers.items() if each.want is Want.UP)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_told_during_the_pauses_holds(host: Host, again: bool) -> None:
+    daemon, run = host.run(SLOW)
+    roster, watchers = daemon.roster, daemon.watchers
+    if again:
+        host.world.loop.advance(10.0)
+        host.world.run(roster.stop_all())
+        host.world.begin(roster.start_all())
+    assert wanted(host) == "a"
+    host.world.loop.advance(1.0)
+    host.world.begin(watchers["b"].stop())  # its pause has begun
+    host.world.begin(watchers["c"].stop())
+    host.world.run(roster.remove(watchers["d"], nostop=False))
+    host.world.loop.advance(10.0)
+    assert wanted(host) == "a"
+    assert {*watchers} == {"a", "b", "c"}
+    assert not host.world.loop.problems
+    finish(host, daemon, run)
+
+
+def test_a_daemon_that_takes_over_finds_what_is_left(host: Host) -> None:
+    daemon, run = host.run(SLOW)
+    host.world.loop.advance(10.0)
+    host.world.run(daemon.roster.stop_all())
+    start = daemon.roster.start_all()
+    records = dict(daemon._estate.ledger.find("watcher"))
+    assert [record["touched"] for record in records.values()] == [False] * 4
+    host.world.begin(start)
+    host.world.loop.advance(10.0)
+    assert wanted(host) == "abcd"
+    records = dict(daemon._estate.ledger.find("watcher"))
+    assert [record["touched"] for record in records.values()] == [True] * 4
+    finish(host, daemon, run)
