@@ -1,7 +1,8 @@
 """Debian's package, on a machine that has nothing but Debian's own: from installation to purge.
 
-It is made on this machine, be it Debian 12, and is for what comes after that as well. The machine has no network. What apt would download lies in its cache, with the lists of Debian's
-archive, and of what the package depends on nothing is installed.
+It is made on this machine, be it Debian 12, and is for what comes after that as well. The machine
+has no network. What apt would download lies in its cache, with the lists of Debian's archive, and
+of what the package depends on nothing is installed.
 """
 
 from __future__ import annotations
