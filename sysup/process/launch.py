@@ -36,6 +36,8 @@ KEEP = -(1 << 31)
 MAX_CPUS = 8192
 """As many as a kernel can be built for (CONFIG_NR_CPUS)."""
 LISTEN_PID = b"LISTEN_PID="
+LONGEST_SHOWN = 100
+"""Characters of what can't be said to the system."""
 PID_ROOM = 11
 """Bytes of a pid in decimal with its NUL."""
 PATIENCE = 4.0
@@ -314,7 +316,11 @@ def _capability(name: str) -> int:
 
 
 def _string(text: str, what: str) -> CData:
-    encoded = os.fsencode(text)
+    try:
+        encoded = os.fsencode(text)
+    except UnicodeEncodeError as error:  # the locale's, or half of a surrogate pair
+        reason = f"{what} can't be encoded as {error.encoding}: {ascii(text[:LONGEST_SHOWN])}"
+        raise SysupError(f"cannot execute: {reason}") from None
     if b"\0" in encoded:
         raise SysupError(f"cannot execute: {what} has a NUL byte: {text!r}")
     return ffi.new("char[]", encoded)

@@ -103,14 +103,18 @@ class FilePlace(Place):
         The directory is resolved, so that two names of it are one; the name itself is not,
         for whether to follow a link there is a question of who made it (file.c).
         """
-        directory, name = os.path.split(os.path.abspath(filename))
-        path = os.path.join(os.path.realpath(directory), name)
+        try:
+            directory, name = os.path.split(os.path.abspath(filename))
+            path = os.path.join(os.path.realpath(directory), name)
+            text = ffi.new("char[]", os.fsencode(path))
+        except UnicodeEncodeError as error:
+            reason = f"it can't be encoded as {error.encoding}"
+            raise SysupError(f"cannot write to {ascii(filename)}: {reason}") from None
         place = places.find(path)
         if isinstance(place, FilePlace):
             place.change(options)
             return place
         place = cls(places, filename, path, options)
-        text = ffi.new("char[]", os.fsencode(path))
         place._plan(place._written())
         place._open(options.spec(path=text, due=place._due, key=place.lasting_key))
         place._tend()  # what an earlier daemon left to be done

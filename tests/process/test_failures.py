@@ -114,6 +114,7 @@ def test_a_directory_is_no_program(system: OS) -> None:
     "options",
     [
         {"argv": ["a\0b"]},
+        {"argv": ["\ud800"]},
         {"argv": ["true"], "env": {"A": "\0"}},
         {"argv": ["true"], "cwd": "\0"},
         {"argv": ["true"], "rlimits": (("nosuch", 1, 1),)},

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sysup.protocol import SysupError
 from tests.streams.house import (
     House,
     backup_number,
@@ -387,3 +388,9 @@ def test_a_new_log_is_of_the_daemons_umask(house: House, tmp_path: Path) -> None
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == 0o640
+
+
+def test_a_name_that_is_none(house: House, tmp_path: Path) -> None:
+    """In a locale of ASCII that is any with an accent."""
+    with pytest.raises(SysupError, match=r"cannot write to '.*\\ud800': it can't be encoded"):
+        house.file(tmp_path / "\ud800")
