@@ -102,6 +102,7 @@ class Control:
         self._to_read: set[zmq.Socket[bytes]] = set()
         """Those that are read in the loop's next turn."""
         self.events = Events(loop, self._context, wall)
+        self._paused = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._throttle = Throttle(loop, self._serve)
         self._working: Counter[int] = Counter()
@@ -191,6 +192,19 @@ class Control:
         if self._doorman is None:
             self._doorman = Doorman(self._loop, self._context, keys)
 
+    def pause(self) -> None:
+        """Read no more requests: what was read is begun in the loop's next turn."""
+        self._paused = True
+        for router in self._routers:
+            self._loop.remove_reader(router.fileno())
+
+    def go_on(self) -> None:
+        """Read again, if this is still open."""
+        self._paused = False
+        for router in self._routers if not self._context.closed else ():
+            self._loop.add_reader(router.fileno(), self._read, router)
+            self._read_soon(router)
+
     def close(self) -> None:
         """Let the last replies leave, then close everything."""
         self._throttle.close()
@@ -218,7 +232,7 @@ class Control:
 
     def _read(self, router: zmq.Socket[bytes]) -> None:
         self._to_read.discard(router)
-        if router.closed:
+        if router.closed or self._paused:
             return
         until = self._loop.time() + SLICE
         for _ in range(BATCH):

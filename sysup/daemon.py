@@ -264,10 +264,15 @@ class Daemon:
         """When no reload is under way, and who asked for the last one has been told."""
         async with self._reloads.alone:
             await asyncio.sleep(REPLY_WITHIN)
-            self._replace()
+            self._control.pause()
+            try:
+                await asyncio.sleep(0)  # what was answered has begun, or is noted
+                self._replace()
+            finally:
+                self._control.go_on()
 
     def _replace(self) -> None:
-        """Execute the new program, from which there is no way back."""
+        """Execute the new program; there is no way back, but from the end that was told first."""
         if self._quitting:
             return
         self._signals.hold()

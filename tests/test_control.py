@@ -163,6 +163,35 @@ def test_who_waits_is_answered_at_the_end(server: Server) -> None:
     server.run(ask())
 
 
+def test_in_a_pause_nothing_is_begun_and_nothing_lost(server: Server) -> None:
+    def note(p: Properties) -> Mapping[str, Any]:
+        server.ran.append("note")
+        return {}
+
+    server.have("note", note)
+    (router,) = server.control._routers
+
+    async def ask() -> None:
+        client = server.client()
+        await server.ask(client, "ping")
+        server.control.pause()
+        for _ in range(100):
+            await client.send_json({"id": 1, "command": "note"})
+        while not int(router.getsockopt(zmq.EVENTS)) & zmq.POLLIN:  # noqa: ASYNC110  libzmq's turn
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the loop has looked
+        assert server.ran == []
+        server.control.go_on()
+        for _ in range(100):
+            assert (await client.recv_json())["id"] == 1
+        assert len(server.ran) == 100
+        server.control.close()
+        server.closed = True
+        server.control.go_on()
+
+    server.run(ask())
+
+
 def raising(error: Exception) -> Callable[[Properties], Mapping[str, Any]]:
     def answer(p: Properties) -> Mapping[str, Any]:
         raise error

@@ -63,7 +63,8 @@ def hints(reply: Mapping[str, Any]) -> Iterator[str]:
     if not reply["watchers"]:
         yield "there are no watchers: add a [watcher:NAME] to the config"
     if changed := reply.get("changed_files"):
-        yield render.changed_files(changed)
+        files = ", ".join(map(render.clean, changed))
+        yield f"{files} changed: `sysupctl reloadconfig --dry-run` tells what a reload would do"
     told = {f"watcher:{name.lower()}" for name in reply["watchers"]}
     for section, why in reply.get("kept", {}).items():
         if section not in told:

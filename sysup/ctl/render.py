@@ -385,14 +385,6 @@ def differences(reply: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def changed_files(paths: Sequence[str]) -> str:
-    """That the config is not what runs any more."""
-    return (
-        f"{', '.join(map(clean, paths))} changed: `sysupctl reloadconfig --dry-run` tells what a "
-        "reload would do"
-    )
-
-
 def _listed(value: object) -> str:
     """`a, b`; `a (x, y), b (z)` for an object of lists."""
     if isinstance(value, Mapping):
