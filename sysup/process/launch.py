@@ -319,7 +319,7 @@ def _string(text: str, what: str) -> CData:
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError as error:  # the locale's, or half of a surrogate pair
-        reason = f"{what} can't be encoded as {error.encoding}: {ascii(text[:LONGEST_SHOWN])}"
+        reason = f"{what} can't be encoded as {error.encoding}: {text[:LONGEST_SHOWN]!a}"
         raise SysupError(f"cannot execute: {reason}") from None
     if b"\0" in encoded:
         raise SysupError(f"cannot execute: {what} has a NUL byte: {text!r}")

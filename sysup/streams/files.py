@@ -109,7 +109,7 @@ class FilePlace(Place):
             text = ffi.new("char[]", os.fsencode(path))
         except UnicodeEncodeError as error:
             reason = f"it can't be encoded as {error.encoding}"
-            raise SysupError(f"cannot write to {ascii(filename)}: {reason}") from None
+            raise SysupError(f"cannot write to {filename!a}: {reason}") from None
         place = places.find(path)
         if isinstance(place, FilePlace):
             place.change(options)
