@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -93,7 +93,7 @@ class Place(Slot):
         return Row(f'{head}, "retry_in": null}}')
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Tally:
     """What slots are together; it holds until one of them changes."""
 
@@ -107,6 +107,9 @@ class Tally:
     reason: str | None
     places: list[Place]
     _rows: dict[str | None, list[Row]] = field(default_factory=dict)
+    _facts: Mapping[str, Any] | None = None
+    """Of the watcher, as `_head` has them."""
+    _head: str = ""
 
     @classmethod
     def of(cls, places: Collection[Place]) -> Tally:
@@ -126,15 +129,20 @@ class Tally:
 
     def describe(self, now: float) -> dict[str, Any]:
         """What `status` tells about them together."""
-        return {
-            "ready": self.ready,
-            "restarts": self.restarts,
-            "uptime": _since(self, now),
-            "retry_in": _until(self, now),
-            "reason": self.reason,
-        }
+        return {**self._lasting(), "uptime": _since(self, now), "retry_in": _until(self, now)}
 
-    def written(self, now: float, hidden: str | None) -> str:
+    def written(self, facts: Mapping[str, Any], now: float) -> str:
+        """The same and `facts` as JSON, but for the } at the end."""
+        if facts != self._facts:
+            self._facts, self._head = facts, json.dumps({**facts, **self._lasting()})[:-1]
+        uptime = "null" if self.since is None else f"{now - self.since:.3f}"
+        retry_in = "null" if self.until is None else f"{max(0.0, self.until - now):.3f}"
+        return f'{self._head}, "uptime": {uptime}, "retry_in": {retry_in}'
+
+    def _lasting(self) -> dict[str, Any]:
+        return {"ready": self.ready, "restarts": self.restarts, "reason": self.reason}
+
+    def rows(self, now: float, hidden: str | None) -> str:
         """What it tells about each of them, as a JSON list."""
         if hidden not in self._rows:
             self._rows[hidden] = [place.row(hidden) for place in self.places]

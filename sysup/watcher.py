@@ -10,7 +10,6 @@ the loop's next turn.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import math
 import signal
@@ -467,7 +466,7 @@ class Watcher:
         now = self.board.loop.time()
         tally = Tally.of(self.slots.places.values())
         processes = [place.describe(now) for place in tally.places]
-        return {**self._together(tally, now), "processes": processes}
+        return {**self._facts(tally), **tally.describe(now), "processes": processes}
 
     def written(self, hidden: str | None, processes: bool) -> str:
         """The same as JSON, with or without its processes.
@@ -475,18 +474,16 @@ class Watcher:
         `hidden` stands for what these wrote; None: that may be seen.
         """
         now, tally = self.board.loop.time(), self.slots.tally
-        together = json.dumps(self._together(tally, now))
-        if not processes:
-            return together
-        return f'{together[:-1]}, "processes": {tally.written(now, hidden)}}}'
+        together = tally.written(self._facts(tally), now)
+        more = f', "processes": {tally.rows(now, hidden)}' if processes else ""
+        return f"{together}{more}}}"
 
-    def _together(self, tally: Tally, now: float) -> dict[str, Any]:
+    def _facts(self, tally: Tally) -> dict[str, Any]:
         problems = [mould.problem for mould in self.slots.generations.moulds if mould.problem]
         return {
             "state": self._worst_state(tally.states),
             "want": str(self.want),
             "numprocesses": self.spec.numprocesses,
-            **tally.describe(now),
             "problem": "; ".join(problems) or None,
             "config_problem": "\n".join(self.unfollowed) or None,
         }

@@ -38,6 +38,9 @@ EVENTS: dict[str, Callable[[World, Watcher], object]] = {
     ),
     "bad": lambda world, watcher: world.os.fails.update(web="cannot execute web: gone"),
     "good": lambda world, watcher: world.os.fails.clear(),
+    "full": lambda world, watcher: fail(world, "disk full"),
+    "not full": lambda world, watcher: fail(world, ""),
+    "not followed": lambda world, watcher: setattr(watcher, "unfollowed", ("cmd: missing",)),
     "a moment": lambda world, watcher: world.loop.advance(0.1234567),
     "a second": lambda world, watcher: world.loop.advance(1.0),
     "a minute": lambda world, watcher: world.loop.advance(60.0),
@@ -58,6 +61,12 @@ def begin(world: World, work: Coroutine[Any, Any, Any]) -> None:
 def die(world: World, number: int) -> None:
     for pid in list(world.os.living)[:number]:
         world.os.die(pid, 1, b"oh\n")
+
+
+def fail(world: World, reason: str) -> None:
+    """The files can't be written, or can be again."""
+    for sink in world.pump.sinks:
+        sink.fail(reason)
 
 
 def forget(world: World, watcher: Watcher) -> None:
@@ -122,7 +131,7 @@ def test_nothing_is_written_again_while_nothing_changes(
     assert texts == 101
     texts = 0
     told = json.loads(watcher.written(None, True))
-    assert (texts, told["uptime"], told["processes"][99]["uptime"]) == (1, 5.0, 5.0)
+    assert (texts, told["uptime"], told["processes"][99]["uptime"]) == (0, 5.0, 5.0)
     world.os.die(101)
     world.loop.settle()
     texts = 0
