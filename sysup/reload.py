@@ -266,6 +266,8 @@ def differences(app: App) -> dict[str, Any]:
     known = app.config.watchers
     changed = {}
     for name in sorted(running.keys() & known.keys()):
+        if running[name] is known[name]:  # as of most, which need not be compared then
+            continue
         if options := config.difference(known[name], running[name]):
             said = config.options(known[name])
             changed[name] = {
