@@ -24,3 +24,12 @@ def test_a_scenario_on_a_small_scale() -> None:
             figures = dict(zip(head, row, strict=True))
             assert [figures[name] for name in ("lost", "torn", "out of order")] == ["0"] * 3
             assert figures.get("cut", "0") == "0"
+
+
+def test_what_a_status_takes() -> None:
+    command = [sys.executable, "-m", "tests.bench", "--quick", "--markdown", "--peers", "sysup"]
+    ran = subprocess.run([*command, "status"], capture_output=True, text=True, timeout=500)
+    assert ran.returncode == 0, ran.stderr
+    head, _, row = (line.strip("| ").split(" | ") for line in ran.stdout.strip().splitlines())
+    assert (len(row), row[0]) == (len(head), "sysup")
+    assert {"all p99 ms", "one p99 ms", "loop blocked ms"} <= {*head}
