@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import signal
 from collections.abc import Callable, Collection
 from functools import partial
 
@@ -88,7 +87,7 @@ class Remains:
         if scope == "main":
             body.tree_empty = True
         else:
-            self._kill(self._os.signal_group, body.process.pid, signal.SIGKILL)
+            self._kill(self._os.kill_group, body.process.pid)
             body.tree_empty = scope == "group" or self._clears_group(body)
         if not body.tree_empty:
             self._plan_look(FIRST_LOOK if awaited else LAZY_LOOK)

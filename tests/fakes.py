@@ -255,6 +255,9 @@ class System(OS):
     def signal_group(self, pid: int, signum: int) -> bool:
         return self._hit("group", pid, signum)
 
+    def kill_group(self, pid: int) -> bool:
+        return self._hit("group", pid, signal.SIGKILL)
+
     def kill(self, pid: int) -> bool:
         return self._take("stray", pid, signal.SIGKILL)
 

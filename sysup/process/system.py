@@ -190,6 +190,16 @@ class OS:
             raise _cannot_signal(f"process group {pid}", signum, error) from None
         return True
 
+    def kill_group(self, pid: int) -> bool:
+        """SIGKILL to the group that a process led which has ended; False when it is empty.
+
+        What lives by its number is another one: it had been reaped, by us or by who else was its
+        parent while no daemon was there, and its group was empty.
+        """
+        if stat_fields(pid)[:1] and not is_zombie(pid):
+            return False
+        return self.signal_group(pid, signal.SIGKILL)
+
     def kill(self, pid: int) -> bool:
         """SIGKILL to what `leftovers` has just found; False when it has gone.
 
@@ -223,20 +233,24 @@ class OS:
         owners = {marker: pid for pid, marker in dead.items()}
         children: dict[int, list[int]] = defaultdict(list)
         roots: list[tuple[int, int]] = []
+        of_session: list[tuple[int, int]] = []
         me = os.getpid()
         nameless: set[int] = set()
         for pid, ppid, session, zombie in self._scan():
             if zombie:
                 continue
             children[ppid].append(pid)
-            owner = session if session in dead else None
-            if owner is None and ppid == me and pid not in mains:
+            if session in dead:
+                of_session.append((pid, session))
+            elif ppid == me and pid not in mains:
                 marker = _marker(pid)
-                owner = owners.get(marker or "")
                 if marker is None:
                     nameless.add(pid)
-            if owner is not None:
-                roots.append((pid, owner))
+                elif marker in owners:
+                    roots.append((pid, owners[marker]))
+        # The pid of one that was reaped, and left nobody in its session, may be somebody else's.
+        reused = {pid for pid in {owner for _, owner in of_session} if _is_another(pid, dead[pid])}
+        roots += [(pid, owner) for pid, owner in of_session if owner not in reused]
         if self._are_born(nameless):
             raise Unclear
         found: dict[int, set[int]] = {pid: set() for pid in dead}
@@ -414,6 +428,11 @@ def _marker(pid: int) -> str | None:
         return ""
     _, found, rest = (b"\0" + environ).partition(b"\0" + MARKER.encode() + b"=")
     return os.fsdecode(rest.partition(b"\0")[0]) if found else ""
+
+
+def _is_another(pid: int, marker: str) -> bool:
+    """Whether it lives, and is not the one that has or had this marker."""
+    return _marker(pid) not in (marker, None) and bool(stat_fields(pid)) and not is_zombie(pid)
 
 
 def _proc(pid: int, name: str, size: int) -> bytes:

@@ -322,6 +322,14 @@ def test_a_look_serves_many_and_tells_them_apart(system: OS, grow: Grow) -> None
     eventually(found_all)
 
 
+def test_a_session_of_another_with_the_pid_is_not_its(system: OS, grow: Grow) -> None:
+    tree = grow("sleep 1000 & echo $!; wait", "another")
+    (pid,) = tree.tell(1)
+    eventually(lambda: process_system._marker(tree.main.pid) == "another")
+    assert system.leftovers({tree.main.pid: "m"}, ()) == {tree.main.pid: set()}
+    assert system.leftovers({tree.main.pid: "another"}, ()) == {tree.main.pid: {tree.main.pid, pid}}
+
+
 def test_a_zombie_is_not_left_over(system: OS, grow: Grow) -> None:
     tree = grow("sleep 0 & echo $!; exec sleep 1000", "m4")
     (pid,) = tree.tell(1)
@@ -337,6 +345,15 @@ def test_a_group_is_signalled(system: OS, grow: Grow) -> None:
     (pid,) = tree.tell(1)
     assert system.signal_group(tree.main.pid, signal.SIGKILL)
     assert tree.end()
+    eventually(lambda: not alive(pid))
+
+
+def test_the_group_of_the_dead_is_not_that_of_another_with_its_pid(system: OS, grow: Grow) -> None:
+    tree = grow("sleep 1000 & echo $!; wait", "m5")
+    (pid,) = tree.tell(1)
+    assert not system.kill_group(tree.main.pid), "it lives, so it is not the one that has ended"
+    tree.die()
+    assert system.kill_group(tree.main.pid)
     eventually(lambda: not alive(pid))
 
 
