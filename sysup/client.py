@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -312,6 +312,9 @@ class Subscription:
         for it: once, and again after each reconnection."""
         self._echo = f"{protocol.ECHO}{os.urandom(8).hex()}".encode()
         self._early: deque[list[bytes]] = deque()
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._on_change: Callable[[bool], None] | None = None
+        self._is_there = True
         self._socket = (context or zmq.Context.instance()).socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
         if keys is not None and endpoint.startswith("tcp://"):
@@ -356,6 +359,38 @@ class Subscription:
                 self._early.append(frames)
         return True
 
+    def notice(self, on_change: Callable[[bool], None]) -> None:
+        """Have it told, while `receive` waits, that the daemon has gone, and that it is back.
+
+        It is told so by False and True: of the time between there are no events.
+        """
+        self._on_change = on_change
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        )
+
+    def _is_ready(self, timeout: float | None) -> bool:
+        """Wait for an event; False: there is none in time. Changes are told meanwhile."""
+        if self._monitor is None:
+            return bool(self._socket.poll(None if timeout is None else int(timeout * 1000)))
+        until = None if timeout is None else time.monotonic() + timeout
+        poller = poller_of(self._socket.context)
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        while True:
+            left = None if until is None else max(0, int((until - time.monotonic()) * 1000))
+            ready = dict(poller.poll(left))
+            if self._monitor in ready:
+                self._tell_change(self._monitor.recv_multipart()[0])
+            elif self._socket in ready or not ready:
+                return bool(ready)
+
+    def _tell_change(self, frame: bytes) -> None:
+        is_there = int.from_bytes(frame[:2], sys.byteorder) == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        if is_there != self._is_there and self._on_change is not None:
+            self._on_change(is_there)
+        self._is_there = is_there
+
     def receive(self, timeout: float | None) -> tuple[str, Any] | None:
         """The next event.
 
@@ -365,7 +400,7 @@ class Subscription:
         """
         if self._early:
             frames = self._early.popleft()
-        elif self._socket.poll(None if timeout is None else int(timeout * 1000)):
+        elif self._is_ready(timeout):
             frames = self._socket.recv_multipart()
             if self._is_echo(frames):
                 return None
@@ -397,4 +432,7 @@ class Subscription:
 
     def close(self) -> None:
         """Stop listening."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
         self._socket.close()

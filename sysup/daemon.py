@@ -136,7 +136,9 @@ class Daemon:
         self._board.on_give_up = self._give_up
         self.roster = Roster(self._board, self.watchers, lambda: self.config)
         sockets = {name: fds for name, fds in self._given.items() if name != CONTROL_SOCKET}
-        self.sharing = Sharing(self._board, self._estate, self._serving, Sockets(sockets))
+        self.sharing = Sharing(
+            self._board, self._estate, self._serving, Sockets(sockets), self.watchers
+        )
         self._meter = Meter(
             loop, self.watchers, self.sharing.sockets.describe, wall, self._os.figures
         )

@@ -10,7 +10,8 @@ from sysup.board import Board
 from sysup.body import used_sockets
 from sysup.config import Delta, Impact, SocketSpec
 from sysup.estate import Estate
-from sysup.machine import Want
+from sysup.machine import Start, Want
+from sysup.plan import NOT_SERVING
 from sysup.serving import Serving
 from sysup.sockets import Sockets
 from sysup.watcher import Watcher
@@ -24,10 +25,19 @@ class Sharing:
         estate: keeps them for the next daemon, but for those that systemd holds.
         serving: tries again what can't be bound.
         sockets: none of them bound yet.
+        watchers: of the app, by name; they change.
     """
 
-    def __init__(self, board: Board, estate: Estate, serving: Serving, sockets: Sockets) -> None:
+    def __init__(
+        self,
+        board: Board,
+        estate: Estate,
+        serving: Serving,
+        sockets: Sockets,
+        watchers: Mapping[str, Watcher],
+    ) -> None:
         self.sockets = sockets
+        self._watchers = watchers
         self._board = board
         self._estate = estate
         self._serving = serving
@@ -77,10 +87,21 @@ class Sharing:
         self._board.setting.sockets = self.sockets.fds()
 
     def _open(self, spec: SocketSpec) -> None:
+        problem = self.sockets.problems.get(spec.name)
         self.sockets.open(spec)
         if not self.sockets.is_given(spec.name):
             self._estate.park(["socket", spec.name], [self.sockets.fds()[spec.name]])
         self._board.setting.sockets = self.sockets.fds()
+        if problem:
+            self._retry(problem)
+
+    def _retry(self, problem: str) -> None:
+        """Start at once what could not be for want of a socket that is there now."""
+        for watcher in self._watchers.values() if not self._board.ending else ():
+            for place in list(watcher.slots.places.values()):
+                if place.life.state in NOT_SERVING and place.life.reason == problem:
+                    watcher.slots.handle(place, Start())
+                    self._board.wake(watcher)
 
     def _lacks(self, spec: SocketSpec) -> bool:
         return self._wanted.get(spec.name) == spec and not self.sockets.holds(spec.name)

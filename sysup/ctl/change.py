@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -87,6 +88,13 @@ def reload_(name: str | None, sequential: bool, terminate: bool, wait: bool) -> 
     )
 
 
+def _scaled(name: str, reply: Mapping[str, Any], stopped: bool = False) -> str:
+    """`web: 4 processes`."""
+    note = " (singleton)" if reply.get("singleton") else ""
+    when = " once it is started" if stopped else ""
+    return f"{render.clean(name)}: {render.count(reply['numprocesses'], 'process')}{when}{note}"
+
+
 def _scale(command: str, name: str, number: int, save: bool, wait: bool) -> int:
     here = session()
     reply = here.call(command, name=name, nb=number, save=save or None, waiting=wait or None)
@@ -97,7 +105,7 @@ def _scale(command: str, name: str, number: int, save: bool, wait: bool) -> int:
     with suppress(CallError):  # it is done; how the watcher is adds to that
         watchers = here.call("status", name=name).get("watchers", {})
     stopped = any(watcher["want"] == "down" for watcher in watchers.values())
-    lines = [render.scaled(name, reply, stopped), *options.saved(reply)]
+    lines = [_scaled(name, reply, stopped), *options.saved(reply)]
     failing = any(watcher["state"] in render.TROUBLED for watcher in watchers.values())
     if failing:
         lines += render.status(watchers, processes=False, width=here.width)
@@ -171,6 +179,12 @@ def _reached(name: str, pid: int | None, done: str, reply: dict[str, Any]) -> in
     return OK
 
 
+def _sent(name: str, reply: Mapping[str, Any]) -> str:
+    """`web: 6 bytes to 2 processes`."""
+    sizes = render.count(reply["bytes"], "byte"), render.count(reply["processes"], "process")
+    return f"{render.clean(name)}: {' to '.join(sizes)}"
+
+
 @click.command(cls=Command)
 @name_argument
 @click.argument("words", metavar="TEXT...", nargs=-1)
@@ -208,7 +222,7 @@ def send(
         eof=eof or None,
         waiting=wait or None,
     )
-    session().show(reply, render.sent(name, reply))
+    session().show(reply, _sent(name, reply))
 
 
 @click.command(cls=Command)

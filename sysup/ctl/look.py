@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import click
@@ -139,20 +139,44 @@ def stats(name: str | None, pid: int | None, extended: bool) -> int:
     return OK
 
 
+def _blocked(info: Mapping[str, Any]) -> Iterator[str]:
+    """How long the daemon could do nothing else; nothing where it doesn't tell."""
+    longest, lately = (
+        render.number(info.get("loop_blocked")),
+        render.number(info.get("loop_blocked_lately")),
+    )
+    if longest >= 0:
+        yield f"blocked at most {1000 * longest:.0f} ms, lately {1000 * max(0.0, lately):.0f} ms"
+
+
 @click.command(cls=Command)
 def dstats() -> None:
     """Show memory and CPU time of the daemon itself, and how long it was blocked at most."""
     reply = session().call("dstats")
     info = reply["info"]
     lines = render.stats({"daemon": {str(info.get("pid", 0)): info}})
-    session().show(reply, [*lines, *render.blocked(info)])
+    session().show(reply, [*lines, *_blocked(info)])
+
+
+def _sockets(found: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each listening socket."""
+    rows = [
+        [
+            str(socket.get("fd", "")),
+            render.clean(socket.get("name", "")),
+            render.clean(socket.get("path") or f"{socket.get('host')}:{socket.get('port')}"),
+            str(socket.get("backlog", "")),
+        ]
+        for socket in found
+    ]
+    return render.table(("FD", "NAME", "ADDRESS", "BACKLOG"), rows)
 
 
 @click.command(cls=Command)
 def listsockets() -> None:
     """Show the listening sockets that watchers are given."""
     reply = session().call("listsockets")
-    session().show(reply, render.sockets(reply["sockets"]))
+    session().show(reply, _sockets(reply["sockets"]))
 
 
 @click.command(cls=Command)
@@ -161,10 +185,12 @@ def listen(topics: tuple[str, ...]) -> None:
     """Print events as they happen, until Ctrl-C.
 
     A TOPIC is the beginning of the topics wanted, as watcher.web.reap, or the name of a watcher.
-    With --json each event is a line of JSON.
+    With --json each event is a line of JSON. That the daemon has gone, and is back, is told on
+    standard error: what happens meanwhile is not heard.
     """
     here = session()
     with here.client().subscribe([_topic(word) for word in topics] or ["watcher."]) as subscription:
+        subscription.notice(_tell_change)
         try:
             for topic, payload in subscription:
                 watcher, event = split_topic(topic.encode())
@@ -174,6 +200,11 @@ def listen(topics: tuple[str, ...]) -> None:
                 here.show(line, render.event(watcher, event, payload))
         except KeyboardInterrupt:
             return
+
+
+def _tell_change(is_there: bool) -> None:
+    what = "is back" if is_there else "has gone; this goes on when it is back"
+    click.echo(f"hint: sysupd {what}", err=True)
 
 
 def _topic(word: str) -> str:

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 import click
 
-from sysup.ctl.narrow import fit
-
 COLOURS = {
     "active": "green",
     "running": "green",
@@ -41,6 +39,8 @@ TROUBLED = frozenset({"backoff", "flapping", "failed"})
 """States in which the last output tells something."""
 ENVELOPE = frozenset({"status", "time", "id"})
 """What every reply has."""
+LEAST_COLUMNS = 3
+"""Of a table, from the left, that stay however narrow the terminal is."""
 OUTPUT_LINES = 5
 """Lines of a process's last output that are shown."""
 
@@ -152,6 +152,35 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [click.style(lines[0].rstrip(), bold=True), *(line.rstrip() for line in lines[1:])]
 
 
+def fit(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> tuple[list[str], list[Sequence[str]], dict[int, str]]:
+    """A table as it fits in so many columns: its header, its rows, and what stands below a row,
+    by its number from 1, instead of in the last column.
+
+    Given up, as far as need be, are in this order: columns with nothing in them; the last one,
+    whose text goes below its row; others from the right.
+    """
+    columns = range(len(header))
+    kept, last = [*columns], columns[-1]
+    below: dict[int, str] = {}
+    sizes = [max(_width(row[at]) or 1 for row in (header, *rows)) for at in columns]
+
+    def is_too_wide() -> bool:
+        return bool(sum(sizes[at] + 2 for at in kept) - 2 > width)
+
+    if is_too_wide():
+        kept = [at for at in kept if any(row[at] not in ("", "-") for row in rows)]
+    if is_too_wide() and last in kept:
+        kept.remove(last)
+        below = {
+            number: row[last] for number, row in enumerate(rows, 1) if row[last] not in ("", "-")
+        }
+    while is_too_wide() and len(kept) > LEAST_COLUMNS:
+        kept.pop()
+    return [header[at] for at in kept], [[row[at] for at in kept] for row in rows], below
+
+
 def _width(cell: str) -> int:
     return len(click.unstyle(cell))
 
@@ -222,10 +251,13 @@ def status(
     header = [*STATUS_COLUMNS]
     if used is not None:
         header[USAGE_AT:USAGE_AT] = USAGE_COLUMNS
-    shown, lines = fit(header, rows, width), []
-    for number, line in enumerate(table(shown.header, shown.rows)):
-        moved = [f"    {shown.below[number]}"] if number in shown.below else []
-        lines += [line, *moved, *below.get(number, ())]
+    if width is not None:
+        header, rows, moved = fit(header, rows, width)
+        for number, text in moved.items():
+            below[number] = [f"    {text}", *below.get(number, ())]
+    lines = []
+    for number, line in enumerate(table(header, rows)):
+        lines += [line, *below.get(number, ())]
     return lines
 
 
@@ -308,19 +340,6 @@ def outcome(name: str, info: Mapping[str, Any]) -> str:
         if info.get(word)
     ]
     return f"{clean(name)}: {'; '.join(words) or 'nothing to do'}"
-
-
-def scaled(name: str, reply: Mapping[str, Any], stopped: bool = False) -> str:
-    """`web: 4 processes`."""
-    note = " (singleton)" if reply.get("singleton") else ""
-    when = " once it is started" if stopped else ""
-    return f"{clean(name)}: {count(reply['numprocesses'], 'process')}{when}{note}"
-
-
-def sent(name: str, reply: Mapping[str, Any]) -> str:
-    """`web: 6 bytes to 2 processes`."""
-    sizes = count(reply["bytes"], "byte"), count(reply["processes"], "process")
-    return f"{clean(name)}: {' to '.join(sizes)}"
 
 
 EFFECTS = {
@@ -430,27 +449,6 @@ def _stats_rows(name: str, pid: str, info: Any, indent: str = "") -> Iterator[li
     for child in info.get("children", ()):
         child_pid = str(child.get("pid", "")) if isinstance(child, Mapping) else ""
         yield from _stats_rows(name, child_pid, child, indent + "  ")
-
-
-def blocked(info: Mapping[str, Any]) -> Iterator[str]:
-    """How long the daemon could do nothing else; nothing where it doesn't tell."""
-    longest, lately = number(info.get("loop_blocked")), number(info.get("loop_blocked_lately"))
-    if longest >= 0:
-        yield f"blocked at most {1000 * longest:.0f} ms, lately {1000 * max(0.0, lately):.0f} ms"
-
-
-def sockets(found: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A line for each listening socket."""
-    rows = [
-        [
-            str(socket.get("fd", "")),
-            clean(socket.get("name", "")),
-            clean(socket.get("path") or f"{socket.get('host')}:{socket.get('port')}"),
-            str(socket.get("backlog", "")),
-        ]
-        for socket in found
-    ]
-    return table(("FD", "NAME", "ADDRESS", "BACKLOG"), rows)
 
 
 # ---- events ------------------------------------------------------------------------------

@@ -127,6 +127,20 @@ def test_events_are_lines_until_control_c(daemon: CannedDaemon) -> None:
         assert process.returncode == 0
 
 
+def test_a_daemon_that_goes_while_it_is_listened_to_is_missed(base: Path) -> None:
+    with CannedDaemon(base / "shop") as daemon:
+        daemon.events = [("watcher.web.reap", REAP)]
+        with listening("web") as process:
+            assert line_of(process) == "12:00:01 web.3 reap pid 812, exit code 1\n"
+            daemon.close()
+            assert process.stderr is not None
+            gone = process.stderr.readline()
+            assert gone == "hint: sysupd has gone; this goes on when it is back\n"
+            with CannedDaemon(base / "shop") as other:
+                other.events = [("watcher.web.stop", {"time": 0})]
+                assert process.stderr.readline() == "hint: sysupd is back\n"
+
+
 def test_events_as_json(daemon: CannedDaemon) -> None:
     daemon.events = [("watcher.my.web.reap", REAP), ("watcher.odd", [1])]
     with listening("watcher.", "--json") as process:

@@ -115,6 +115,19 @@ def test_a_port_that_is_taken_costs_only_the_port(sysupd: Start) -> None:
         assert daemon.status("good") == "active"
 
 
+def test_who_lacked_a_socket_starts_as_soon_as_it_is_there(sysupd: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        daemon = sysupd(
+            f"[socket:s]\nport = {port}\nhost = 127.0.0.1\n[watcher:web]\ncmd = sleep 1000\n"
+            "use_sockets = yes\nflapping.retry_in = 1h\nflapping.retry_max = 1h\n"
+        )
+        daemon.says("address already in use")
+        events = daemon.events()
+    events.wait_for_name("spawn", "web")
+    assert daemon.status("web") == "active"
+
+
 def test_a_socket_that_is_taken_costs_only_its_watcher(sysupd: Start) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
