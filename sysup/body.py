@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import logging
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -152,7 +151,7 @@ class Mould:
         on_rotated: told the path of a file that was rotated.
     """
 
-    _nonce = secrets.token_hex(8)
+    _nonce = os.urandom(8).hex()
 
     def __init__(
         self,

@@ -451,11 +451,10 @@ class Pump:
         """Forget it; returns how many bytes that were."""
         return lib.pump_drop_orphans(self.native)
 
-    def park(self, timeout: float) -> dict[int, int]:
+    def park(self, timeout: float) -> None:
         """End the thread and write nothing, so that another pump goes on with the memfd.
 
-        Returns the pipes of all streams by the streams' ids, the caller's from now. Raises
-        OSError, ETIMEDOUT, where the thread hangs in a system call.
+        Raises OSError, ETIMEDOUT, where the thread hangs in a system call.
         """
         until = time.monotonic() + timeout
         check(lib.pump_park(self.native, round(timeout * 1000)))
@@ -464,10 +463,17 @@ class Pump:
             before = len(self._streams)
             self.dispatch()
             ended = len(self._streams) < before
+        self.places.park()
+        self.places.stop(until)
+
+    def detach(self) -> dict[int, int]:
+        """After `park`: let go of all that is held, which the end of the process does as well.
+
+        Returns the pipes of the streams by the streams' ids, the caller's from now.
+        """
         pipes = {id: stream.detach() for id, stream in self._streams.items()}
         self._streams.clear()
-        self.places.park()
-        if self.places.stop(until):
+        if not self.places:
             lib.pump_free(self.native)
         return {id: fd for id, fd in pipes.items() if fd >= 0}
 
