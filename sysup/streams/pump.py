@@ -464,7 +464,7 @@ class Pump:
             self.dispatch()
             ended = len(self._streams) < before
         self.places.park()
-        self.places.stop(until)
+        self._unused = self.places.stop(until)
 
     def detach(self) -> dict[int, int]:
         """After `park`: let go of all that is held, which the end of the process does as well.
@@ -473,7 +473,7 @@ class Pump:
         """
         pipes = {id: stream.detach() for id, stream in self._streams.items()}
         self._streams.clear()
-        if not self.places:
+        if self._unused:
             lib.pump_free(self.native)
         return {id: fd for id, fd in pipes.items() if fd >= 0}
 
