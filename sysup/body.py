@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
@@ -41,8 +41,7 @@ OnLoss = Callable[[Mapping[str, int | str]], None]
 `suppressed_lines`, `suppressed_bytes`, and `wid` where it is of one process."""
 
 
-@dataclass(frozen=True)
-class Death:
+class Death(NamedTuple):
     """How a process ended: its status, what that means, and when (of the loop's clock)."""
 
     exit_code: int | None
@@ -93,8 +92,7 @@ class Body:
             tell(output)
 
 
-@dataclass(frozen=True)
-class Inherited:
+class Inherited(NamedTuple):
     """A process of another daemon: what is recorded of it, and its descriptors, ours to close."""
 
     serial: int

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sysup._native import ffi, lib
 from sysup.streams.files import FilePlace
@@ -29,8 +28,7 @@ TAP_BYTES = 1 << 18
 EVENTS = 256
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """What was left out: dropped where nothing could be written, suppressed above a rate."""
 
     dropped_lines: int = 0
@@ -63,8 +61,7 @@ class Losses:
         return bool(self.dropped_bytes or self.suppressed_bytes)
 
 
-@dataclass(frozen=True)
-class Orphan:
+class Orphan(NamedTuple):
     """Bytes that another process left, and nobody has taken up.
 
     Attributes:
@@ -82,8 +79,7 @@ NOTHING: tuple[bytes, int, Losses] = (b"", 0, Losses())
 """What a stream has had: its tail, bytes, losses."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What is done to each line: the options of a `struct outlet_spec`.
 
     Attributes:
