@@ -247,7 +247,7 @@ static int join(struct stream *stream, struct pump *pump, uint64_t id)
 static int watch(struct stream *stream, struct pump *pump, uint64_t id)
 {
     int flags = fcntl(stream->fd, F_GETFL);
-    if (flags < 0 || fcntl(stream->fd, F_SETFL, flags | O_NONBLOCK) < 0)
+    if (flags < 0 || (!(flags & O_NONBLOCK) && fcntl(stream->fd, F_SETFL, flags | O_NONBLOCK) < 0))
         return -errno;
     int rc = join(stream, pump, id);
     if (rc < 0)

@@ -20,7 +20,7 @@ import click
 
 from docs import config, sysupctl
 from sysup import __version__
-from sysup.__main__ import main as sysupd
+from sysup.program import main as sysupd
 
 HERE = Path(__file__).parent
 NOTES = {"#": "\\(sh", "\\": "\\e", "-": "\\-", "`": "\\(ga", "^": "\\(ha", "~": "\\(ti"}

@@ -10,14 +10,13 @@ import asyncio
 import itertools
 import logging
 import os
-import secrets
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
@@ -42,8 +41,7 @@ OnLoss = Callable[[Mapping[str, int | str]], None]
 `suppressed_lines`, `suppressed_bytes`, and `wid` where it is of one process."""
 
 
-@dataclass(frozen=True)
-class Death:
+class Death(NamedTuple):
     """How a process ended: its status, what that means, and when (of the loop's clock)."""
 
     exit_code: int | None
@@ -94,8 +92,7 @@ class Body:
             tell(output)
 
 
-@dataclass(frozen=True)
-class Inherited:
+class Inherited(NamedTuple):
     """A process of another daemon: what is recorded of it, and its descriptors, ours to close."""
 
     serial: int
@@ -152,7 +149,7 @@ class Mould:
         on_rotated: told the path of a file that was rotated.
     """
 
-    _nonce = secrets.token_hex(8)
+    _nonce = os.urandom(8).hex()
 
     def __init__(
         self,

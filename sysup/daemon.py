@@ -259,6 +259,7 @@ class Daemon:
             if self._quitting:
                 raise SysupError("cannot upgrade: sysupd is ending")
             version = await self_test(program(), self._estate.ledger.fd)
+            self._estate.tidy()
         self._job(self._replace_soon())
         return {"from": __version__, "to": version, "takeovers": self.takeovers}
 

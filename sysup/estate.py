@@ -203,6 +203,11 @@ class Estate:
         if self._repark is not None:
             self._renew(())
 
+    def tidy(self) -> None:
+        """Leave out what is of the past, as somebody is about to wait until all is read."""
+        self._renew(())
+        self.ledger.compact()
+
     def keeps(self, what: Sequence[Any]) -> bool:
         """Whether it is to be kept."""
         return tuple(what[:2]) in self._living

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from sysup import config
@@ -114,6 +113,6 @@ class Generations:
 
     def _on_loss(self, stream: str, losses: Losses) -> None:
         """Some output was left out."""
-        fields: dict[str, Any] = asdict(losses)
+        fields: dict[str, Any] = losses._asdict()
         self.losses.setdefault(stream, Counter()).update(fields)
         self._publish("output_lost", stream=stream, **fields)

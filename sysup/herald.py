@@ -19,7 +19,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sysup.config import DaemonSpec, WatcherSpec
 from sysup.machine import State, Want
@@ -38,8 +38,7 @@ TROUBLE = (State.FAILED, State.FLAPPING, State.BACKOFF)
 VERDICTS = frozenset({State.RUNNING, State.DONE, *TROUBLE})
 
 
-@dataclass(frozen=True)
-class Census:
+class Census(NamedTuple):
     """The slots of an app at one moment.
 
     Attributes:

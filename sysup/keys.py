@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sysup import certificates
 from sysup.certificates import BadCertificate, Certificate
@@ -30,8 +30,7 @@ SUFFIX = ".key"
 Stamp = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Whose key it is that may connect, and what they may do."""
 
     name: str

@@ -76,13 +76,23 @@ class Ledger:
         self.table.clear()
         self._texts.clear()
         self._size = 0
-        self._compact()
+        self.compact()
 
     def find(self, kind: str) -> Iterator[tuple[Key, Any]]:
         """The values whose keys begin with a word, by the rest of the key."""
         for key, value in list(self.table.items()):
             if key[0] == kind:
                 yield key[1:], value
+
+    def compact(self) -> None:
+        """Write a new log of what holds."""
+        self._number += 1
+        log = b"".join(map(self._record, self._texts.values())) + bytes(RECORD.size)
+        fits = LOGS + len(log) <= self._begin
+        self._begin = LOGS if fits else self._end + RECORD.size
+        _write(self.fd, log, self._begin)
+        self._end = self._begin + len(log) - RECORD.size
+        self._point()
 
     def close(self) -> None:
         """Close the file."""
@@ -101,19 +111,10 @@ class Ledger:
         _write(self.fd, record, self._end)
         self._end += len(record)
         if self._end - self._begin > 4 * (self._size + len(self._texts) * RECORD.size) + ROOM:
-            self._compact()
+            self.compact()
 
     def _record(self, text: bytes) -> bytes:
         return RECORD.pack(len(text), zlib.crc32(text, self._number)) + text
-
-    def _compact(self) -> None:
-        self._number += 1
-        log = b"".join(map(self._record, self._texts.values())) + bytes(RECORD.size)
-        fits = LOGS + len(log) <= self._begin
-        self._begin = LOGS if fits else self._end + RECORD.size
-        _write(self.fd, log, self._begin)
-        self._end = self._begin + len(log) - RECORD.size
-        self._point()
 
     def _point(self) -> None:
         _write(self.fd, HEAD.pack(MAGIC, self._begin, self._number), 0)
@@ -123,19 +124,21 @@ class Ledger:
         if magic != MAGIC:
             raise SysupError("cannot take over: the state is of another version of sysup")
         data = os.pread(self.fd, max(0, size - self._begin), self._begin)
-        at = 0
+        texts, at = [], 0
         while at + RECORD.size <= len(data):
             length, crc = RECORD.unpack_from(data, at)
             text = data[at + RECORD.size : at + RECORD.size + length]
             if not length or len(text) < length or zlib.crc32(text, self._number) != crc:
                 break
-            key, *values = json.loads(text)
+            texts.append(text)
+            at += RECORD.size + length
+        self._end = self._begin + at
+        records = json.loads(b"[%b]" % b",".join(texts))  # all in one go: half of the time
+        for text, (key, *values) in zip(texts, records, strict=True):
             if values:
                 self._enter(tuple(key), values[0], text)
             else:
                 self._forget(tuple(key))
-            at += RECORD.size + length
-        self._end = self._begin + at
 
 
 def _unpack(form: struct.Struct, data: bytes) -> tuple[Any, ...]:

@@ -81,20 +81,22 @@ class Lot:
         """All that was parked, as new descriptors; it stays parked. Raises SysupError."""
         found: list[tuple[Any, list[int]]] = []
         self.exit.setblocking(False)
+        buffer = memoryview(bytearray(TEXT * 2))
+        size = socket.CMSG_SPACE(4 * (MOST + 3))
+        flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
         try:
             self.exit.setsockopt(socket.SOL_SOCKET, 42, 0)  # SO_PEEK_OFF, Linux 3.4
             while True:
-                size = socket.CMSG_SPACE(4 * (MOST + 3))
-                flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC
                 try:
-                    text, ancillary, _, _ = self.exit.recvmsg(TEXT * 2, size, flags)
+                    length, ancillary, _, _ = self.exit.recvmsg_into([buffer], size, flags)
                 except BlockingIOError:
                     return found
-                fds = iter(_descriptors(ancillary))
-                if not text:
+                if not length:
                     return found
-                for what, number in json.loads(text):
-                    found.append((what, [fd for _, fd in zip(range(number), fds, strict=False)]))
+                fds, at = _descriptors(ancillary), 0
+                for what, number in json.loads(bytes(buffer[:length])):
+                    found.append((what, fds[at : at + number]))
+                    at += number
         except OSError as error:
             raise _cannot(error) from None
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from sysup.machine import Lifecycle, Start, State, Stop, Want
 
@@ -31,8 +31,7 @@ class Slot:
     life: Lifecycle
 
 
-@dataclass(frozen=True)
-class Rollout:
+class Rollout(NamedTuple):
     """How a generation replaces the one before it.
 
     `surge`: processes above numprocesses meanwhile; `max_unavailable`: processes below it.
@@ -67,8 +66,7 @@ class Forget:
 Step: TypeAlias = Launch | Send | Forget
 
 
-@dataclass(frozen=True)
-class Goal:
+class Goal(NamedTuple):
     """What a watcher is to be.
 
     `not_before`: no process is launched earlier than this (`warmup_delay`).
@@ -85,8 +83,7 @@ class Goal:
     together: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The next steps; `again_at`: when to plan again if nothing happens before."""
 
     steps: Sequence[Step]

@@ -21,9 +21,10 @@ CHUNK = 8192
 class Tap:
     """A stream by the name that subscribers know it by."""
 
-    topic: bytes
+    watcher: str
     wid: int
-    on: bool = False
+    topic: bytes = b""
+    """Empty while nobody wants it."""
 
 
 class Taps:
@@ -40,8 +41,9 @@ class Taps:
 
     def enter(self, stream: Stream, watcher: str, wid: int) -> None:
         """A stream has begun."""
-        tap = self._taps[stream] = Tap(protocol.output_topic(watcher, wid, stream.name), wid)
-        self._turn(stream, tap)
+        tap = self._taps[stream] = Tap(watcher, wid)
+        if self._wanted:
+            self._turn(stream, tap)
 
     def leave(self, stream: Stream) -> None:
         """It has ended."""
@@ -54,16 +56,17 @@ class Taps:
             self._turn(stream, tap)
 
     def _turn(self, stream: Stream, tap: Tap) -> None:
-        on = tap.topic.startswith(self._wanted)
-        if on != tap.on:
-            tap.on = on
+        topic = protocol.output_topic(tap.watcher, tap.wid, stream.name)
+        on = topic.startswith(self._wanted)
+        if on != bool(tap.topic):
+            tap.topic = topic if on else b""
             stream.tap(on)
 
     def take(self, stream: Stream, data: bytes, missed: int, at: int) -> None:
         """Publish what a stream has read up to position `at`, after `missed` bytes that
         nobody kept."""
         tap = self._taps.get(stream)
-        if tap is None or not tap.on:
+        if tap is None or not tap.topic:
             return
         at -= len(data)
         for begin in range(0, len(data), CHUNK):

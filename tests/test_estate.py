@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,41 @@ def test_the_next_one_claims_what_was_parked(
     words, (fd,) = claimed
     assert (words, os.read(fd, 100)) == (["stdout"], b"unread")
     os.close(fd)
+    second.close()
+
+
+def messages(end: int) -> int:
+    """How many lie in a lot, by its exit."""
+    with socket.socket(fileno=os.dup(end)) as exit:
+        exit.setsockopt(socket.SOL_SOCKET, 42, 0)  # SO_PEEK_OFF: each once
+        found = 0
+        with suppress(BlockingIOError):
+            while exit.recv(1 << 17, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                found += 1
+        return found
+
+
+def test_tidied_it_is_all_there_in_few_pieces(
+    loop: asyncio.AbstractEventLoop, tmp_path: Path, store: Store
+) -> None:
+    first = begun(loop, tmp_path, store)
+    reading, writing = os.pipe()
+    for number in range(10):
+        first.park(["body", number, "stdout"], [reading])
+        first.ledger.put(("body", 1), {"pid": number})
+    os.close(reading)
+    os.close(writing)
+    first.tidy()
+    first.close()
+    (name,) = [lot for lot in store.lots() if lot.endswith("-out")]
+    assert messages(store.kept[name][0]) == 1
+    second = Estate(loop, str(tmp_path), Inheritance(store.handed()), store)
+    assert second.ledger.table[("body", 1)] == {"pid": 9}
+    for number in range(10):
+        claimed = second.claim("body", number)
+        assert claimed
+        assert claimed[0] == ["stdout"]
+        os.close(claimed[1][0])
     second.close()
 
 

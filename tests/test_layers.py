@@ -24,6 +24,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | frozenset({"outputs", "properties", "table", "commands", "control", "serving", "throttle"})
     | frozenset({"estate", "restore", "roster", "sharing", "reload", "upgrade", "foresight"}),
     frozenset({"daemon"}),
+    frozenset({"program"}),
     frozenset({"__main__"}),
 )
 """From the bottom up. Modules of a layer may import each other, but for the second."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sysup.ledger import Ledger
+from sysup.ledger import HEAD, Ledger
 from sysup.protocol import SysupError
 
 
@@ -50,6 +50,17 @@ def test_it_stays_small(fd: int) -> None:
     assert Ledger(fd).table == ledger.table
     ledger.clear()
     assert Ledger(fd).table == {}
+
+
+def test_a_new_log_is_of_what_holds_alone(fd: int) -> None:
+    ledger = Ledger(fd)
+    for number in range(100):
+        ledger.put(("place", 1), {"number": number})
+    ledger.compact()
+    ledger.put(("place", 2), {"number": 0})
+    begin = HEAD.unpack(os.pread(fd, HEAD.size, 0))[1]
+    assert os.pread(fd, 1 << 16, begin).count(b'"place"') == 2
+    assert Ledger(fd).table == ledger.table
 
 
 def test_another_version_is_refused(fd: int) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from sysup import __main__ as program
-from sysup import __version__
-from sysup.__main__ import EX_CONFIG, main, write_pidfile
+from sysup import __version__, program
 from sysup.log import Formatter, Pipe, make_handler
+from sysup.program import EX_CONFIG, main, write_pidfile
 from sysup.protocol import SysupError
 
 WEB = "[watcher:web]\ncmd = sleep 9\n"

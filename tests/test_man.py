@@ -9,9 +9,9 @@ import click
 import pytest
 
 from docs import man
-from sysup.__main__ import main as sysupd
 from sysup.config.specs import DAEMON_OPTIONS, SOCKET_OPTIONS, WATCHER_OPTIONS
 from sysup.ctl.program import cli
+from sysup.program import main as sysupd
 
 PAGES = man.pages()
 PROGRAMS = {

@@ -68,7 +68,7 @@ def test_empty_places_are_forgotten() -> None:
 
 
 def test_down_stops_all() -> None:
-    down = replace(goal(2), want=Want.DOWN)
+    down = goal(2)._replace(want=Want.DOWN)
     slots = [running(1), stopping(2), spent(3)]
     assert plan(down, slots, NOW).steps == [Forget(3), Send(1, Stop())]
 
@@ -76,7 +76,7 @@ def test_down_stops_all() -> None:
 def test_warmup_launches_one_at_a_time_and_says_when_to_come_back() -> None:
     first = goal(3, one_by_one=True)
     assert plan(first, [], NOW).steps == [Launch(1)]
-    waiting = plan(replace(first, not_before=NOW + 2), [running(1)], NOW)
+    waiting = plan(first._replace(not_before=NOW + 2), [running(1)], NOW)
     assert waiting == Plan([], NOW + 2)
 
 

@@ -16,7 +16,7 @@ import os
 import signal
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote
 
 from sysup.protocol import SysupError
@@ -29,8 +29,7 @@ LONGEST = 200
 """Bytes of a watcher's name in a path, of the 255 that a name may have."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cgroup:
+class Cgroup(NamedTuple):
     """The group of one process.
 
     Attributes:

@@ -6,13 +6,12 @@ import grp
 import os
 import pwd
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sysup.protocol import SysupError
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(NamedTuple):
     """Whom a process runs as.
 
     `uid`, `gid` and `groups` are None where the daemon's stay; `name`, `home` and `shell` are

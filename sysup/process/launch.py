@@ -6,8 +6,9 @@ import errno
 import os
 import resource
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
 
 from sysup import config
 from sysup._native import ffi, lib
@@ -63,8 +64,7 @@ class SpawnError(SysupError):
         self.code = code
 
 
-@dataclass(frozen=True, kw_only=True)
-class Launch:
+class Launch(NamedTuple):
     """What a process is to be. None leaves a thing as the daemon has it.
 
     Attributes:
@@ -81,11 +81,11 @@ class Launch:
     """
 
     argv: Sequence[str]
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = MappingProxyType({})
     file: str | None = None
     search: str | None = None
     cwd: str | None = None
-    fds: Mapping[int, int] = field(default_factory=lambda: {0: 0, 1: 1, 2: 2})
+    fds: Mapping[int, int] = MappingProxyType({0: 0, 1: 1, 2: 2})
     rlimits: tuple[tuple[str, int | None, int | None], ...] = ()
     uid: int | None = None
     gid: int | None = None

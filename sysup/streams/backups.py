@@ -23,8 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from sysup.streams.packing import ENDINGS, available, pack
 
@@ -44,8 +43,7 @@ _ENDING = "|".join(map(re.escape, ENDINGS.values()))
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """What is to be done for the rotated files of one path.
 
     Attributes:
@@ -201,8 +199,7 @@ def _sync_data(fd: int) -> str | None:
 # ---- files -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Backup:
+class _Backup(NamedTuple):
     """A rotated file: its name, without ending too, and number (0: a stamp)."""
 
     name: str

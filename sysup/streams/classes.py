@@ -9,8 +9,7 @@ import queue
 import random
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from sysup._native import lib
 from sysup.config import StreamSpec
@@ -49,8 +48,7 @@ class QueueStream(queue.Queue[dict[str, Any]]):
         """There is nothing to do."""
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Whose output it is; an empty watcher: the daemon's own."""
 
     stream: StreamName

@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sysup._native import ffi, lib
 from sysup.protocol import SysupError
@@ -24,8 +23,7 @@ def wall() -> float:
     return time.time()  # noqa: TID251
 
 
-@dataclass(frozen=True)
-class FileOptions:
+class FileOptions(NamedTuple):
     """How a file is written; sizes in bytes, times in seconds.
 
     Attributes:

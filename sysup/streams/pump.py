@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sysup._native import ffi, lib
 from sysup.streams.files import FilePlace
@@ -29,8 +28,7 @@ TAP_BYTES = 1 << 18
 EVENTS = 256
 
 
-@dataclass(frozen=True)
-class Losses:
+class Losses(NamedTuple):
     """What was left out: dropped where nothing could be written, suppressed above a rate."""
 
     dropped_lines: int = 0
@@ -63,8 +61,7 @@ class Losses:
         return bool(self.dropped_bytes or self.suppressed_bytes)
 
 
-@dataclass(frozen=True)
-class Orphan:
+class Orphan(NamedTuple):
     """Bytes that another process left, and nobody has taken up.
 
     Attributes:
@@ -82,8 +79,7 @@ NOTHING: tuple[bytes, int, Losses] = (b"", 0, Losses())
 """What a stream has had: its tail, bytes, losses."""
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What is done to each line: the options of a `struct outlet_spec`.
 
     Attributes:
@@ -451,11 +447,10 @@ class Pump:
         """Forget it; returns how many bytes that were."""
         return lib.pump_drop_orphans(self.native)
 
-    def park(self, timeout: float) -> dict[int, int]:
+    def park(self, timeout: float) -> None:
         """End the thread and write nothing, so that another pump goes on with the memfd.
 
-        Returns the pipes of all streams by the streams' ids, the caller's from now. Raises
-        OSError, ETIMEDOUT, where the thread hangs in a system call.
+        Raises OSError, ETIMEDOUT, where the thread hangs in a system call.
         """
         until = time.monotonic() + timeout
         check(lib.pump_park(self.native, round(timeout * 1000)))
@@ -464,10 +459,17 @@ class Pump:
             before = len(self._streams)
             self.dispatch()
             ended = len(self._streams) < before
+        self.places.park()
+        self._unused = self.places.stop(until)
+
+    def detach(self) -> dict[int, int]:
+        """After `park`: let go of all that is held, which the end of the process does as well.
+
+        Returns the pipes of the streams by the streams' ids, the caller's from now.
+        """
         pipes = {id: stream.detach() for id, stream in self._streams.items()}
         self._streams.clear()
-        self.places.park()
-        if self.places.stop(until):
+        if self._unused:
             lib.pump_free(self.native)
         return {id: fd for id, fd in pipes.items() if fd >= 0}
 

@@ -8,7 +8,6 @@ import resource
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -141,7 +140,7 @@ def test_children_get_the_daemons_first_limit_of_descriptors() -> None:
 def test_what_the_scheduler_knows(system: OS) -> None:
     cpu = min(os.sched_getaffinity(0))
     what = launch("sh", "-c", "nice; cat /proc/self/oom_score_adj /proc/self/status")
-    text = output(system, replace(what, nice=os.nice(0) + 3, oom_score_adj=800, cpus={cpu}))
+    text = output(system, what._replace(nice=os.nice(0) + 3, oom_score_adj=800, cpus={cpu}))
     nice, adjusted, rest = text.split("\n", 2)
     assert (int(nice), adjusted) == (os.nice(0) + 3, "800")
     assert status(rest)["Cpus_allowed_list"] == str(cpu)

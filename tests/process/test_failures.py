@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +80,7 @@ except SpawnError as error:
 """
     env = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     what = launch(sys.executable, "-c", code, capabilities=() if os.geteuid() == 0 else None)
-    text = output(system, replace(what, env=env))
+    text = output(system, what._replace(env=env))
     assert text == f"cannot set user {os.getuid() + 1}: Operation not permitted"
 
 

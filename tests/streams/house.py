@@ -89,7 +89,8 @@ class House:
 
     def park(self) -> dict[int, int]:
         self.stopped = True
-        return self.pump.park(PATIENCE)
+        self.pump.park(PATIENCE)
+        return self.pump.detach()
 
     def stop(self, timeout: float = PATIENCE) -> int:
         self.stopped = True

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -507,9 +506,9 @@ def test_jobs_of_a_path_that_waits_are_one(office: Office, gate: Gate) -> None:
     told: SimpleQueue[tuple[str, str | None]] = SimpleQueue()
 
     def job(name: str, backup_count: int) -> Job:
-        return replace(office.job(backup_count), done=lambda reason: told.put((name, reason)))
+        return office.job(backup_count)._replace(done=lambda reason: told.put((name, reason)))
 
-    office.keeper.tend(replace(job("first", 1), compress="gzip"))
+    office.keeper.tend(job("first", 1)._replace(compress="gzip"))
     gate.wait()
     for number in (3, 4):
         office.put(f".{number}")
@@ -528,7 +527,7 @@ def test_the_thread_is_nice(office: Office) -> None:
     def done(_: str | None) -> None:
         nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
 
-    office.keeper.tend(replace(office.job(), done=done))
+    office.keeper.tend(office.job()._replace(done=done))
     assert office.tend(office.job()) is None
     assert nice in ([min(19, before + 10)], [min(19, before + 10)] * 2)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
