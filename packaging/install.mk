@@ -31,7 +31,7 @@ MAKES ?= $(BIN)/python
 VENDOR ?= $(shell $(RUNS_ON) -I packaging/lacking.py)
 MODULES := $(shell find sysup -name '*.py' -o -name '*.pyi' -o -name py.typed)
 UNITS := sysup@.service sysup-guard@.service sysup@.socket sysup.target
-EXAMPLES := sysup-web@.socket hardening.conf example.ini
+EXAMPLES := sysup-web@.socket hardening.conf restart-direct.conf example.ini
 COMPLETIONS = bash-completion/completions/sysupctl $(zshdir)/_sysupctl \
     fish/vendor_completions.d/sysupctl.fish
 MANUAL = man1/sysupctl.1 man5/sysup.ini.5 man8/sysupd.8 man8/sysup@.service.8
@@ -78,6 +78,7 @@ install: $(BUILT)
 	@$(PUT) -t '$(D)$(docdir)/examples' $(EXAMPLES:%=units/%)
 	@[ -e '$(D)$(sysconfdir)/sysup/example.ini' ] || \
 	    $(PUT) units/example.ini '$(D)$(sysconfdir)/sysup/example.ini'
+	@$(PUT) packaging/needrestart.conf '$(D)$(sysconfdir)/needrestart/conf.d/sysup.conf'
 	@set -e; for file in $(COMPLETIONS); do \
 	    mkdir -p '$(D)$(datadir)/'$${file%/*}; \
 	    $(MAKES) -c 'from sysup.ctl import main; main()' completion \
@@ -94,4 +95,5 @@ uninstall:
 	rm -f '$(D)$(bindir)/sysupd' '$(D)$(bindir)/sysupctl'
 	rm -f $(UNITS:%='$(D)$(unitdir)/%') $(UNITS:%='$(D)$(userunitdir)/%')
 	rm -f '$(D)$(sysusersdir)/sysup.conf' '$(D)$(tmpfilesdir)/sysup.conf'
+	rm -f '$(D)$(sysconfdir)/needrestart/conf.d/sysup.conf'
 	rm -f $(COMPLETIONS:%='$(D)$(datadir)/%') $(MANUAL:%='$(D)$(mandir)/%')

@@ -59,18 +59,26 @@ def test_the_wheel_is_for_every_python_from_the_oldest_on(dist: Path) -> None:
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "sysup").rglob("*.py")}
     with zipfile.ZipFile(wheel) as inside:
         assert set(inside.namelist()) >= {*modules, "sysup/_native.abi3.so", "sysup/py.typed"}
-    assert "manylinux_2_" in run(sys.executable, "-m", "auditwheel", "show", str(wheel))
 
 
-def test_the_wheel_installs_and_runs_without_a_compiler(dist: Path, tmp_path: Path) -> None:
-    (wheel,) = dist.glob("*.whl")
-    install = ("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(tmp_path))
-    run(sys.executable, *install, str(wheel), CC="/bin/false", PATH="/nowhere")
+def test_the_wheel_is_found_fit_for_all_distributions_and_needs_no_compiler(
+    dist: Path, tmp_path: Path
+) -> None:
+    """In an environment of its own, with all that it depends on."""
+    (made,) = dist.glob("*.whl")
+    audit = (sys.executable, "-m", "auditwheel")
+    assert "manylinux_2_" in run(*audit, "show", str(made))
+    tools = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    run(*audit, "repair", f"--wheel-dir={tmp_path}", str(made), PATH=tools)
+    (wheel,) = tmp_path.glob("sysup-0.1.0-cp311-abi3-manylinux_2_*.whl")
+    run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
+    programs = tmp_path / "venv/bin"
+    install = ("pip", "install", "--quiet", str(wheel))
+    run(str(programs / "python"), "-m", *install, CC="/bin/false", PATH="/nowhere")
+    for name in ("sysupd", "sysupctl"):
+        assert __version__ in run(str(programs / name), "--version")
     example = str(ROOT / "units" / "example.ini")
-    said = run(sys.executable, "-m", "sysup", "--check", example, PYTHONPATH=str(tmp_path))
-    assert "ok, 1 watcher" in said
-    where = "import sysup._native; print(sysup._native.__file__)"
-    assert run(sys.executable, "-c", where, PYTHONPATH=str(tmp_path)).startswith(str(tmp_path))
+    assert "ok, 1 watcher" in run(str(programs / "sysupd"), "--check", example)
 
 
 def test_all_name_the_same_version() -> None:

@@ -1,8 +1,8 @@
 """Debian's package, on a machine that has nothing but Debian's own: from installation to purge.
 
-It is made on this machine, be it Debian 12, and is for what comes after that as well. The machine
-has no network. What apt would download lies in its cache, with the lists of Debian's archive, and
-of what the package depends on nothing is installed.
+The machine has no network. What apt would download lies in its cache, with the lists of Debian's
+archive, and of what the package depends on nothing is installed. Made on this machine, be it
+Debian 12, the package is for what comes after that as well.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ until ($ended) { print ++$i, "\n"; select(undef, undef, undef, 0.1) }
 print "last $i\n";
 """
 WRITERS = 100
+EXAMPLES = "/usr/share/doc/sysup/examples"
+REPLACE = "cd /usr/lib/*-linux-gnu; it=$(readlink libzmq.so.5); cp $it new && mv new $it"
 UPGRADE = "usr/lib/sysup/sysup/upgrade.py"
 
 
@@ -68,6 +70,16 @@ def served(package: Path) -> Iterator[Container]:
             install(machine, package)
             yield machine
     except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def restarter() -> Iterator[Container]:
+    """A machine that can install needrestart."""
+    try:
+        with boot(archive(["needrestart"])) as machine:
+            yield machine
+    except (Unavailable, CannotBuild) as reason:
         pytest.skip(str(reason))
 
 
@@ -294,19 +306,40 @@ def test_daemons_that_are_no_services_of_the_system(
     install(served, package)
 
 
+def test_needrestart_leaves_apps_alone(restarter: Container, package: Path) -> None:
+    """It would restart the app, which runs with a library that was replaced."""
+    restarter.run([*APT, "install", "needrestart"])
+    install(restarter, package)
+    app = App(restarter, "app").start()
+    before, daemon = app.pids(), app.show("MainPID")
+    restarter.run(["sh", "-c", REPLACE])
+    said = restarter.run(["needrestart", "-r", "a"]).stdout
+    assert "systemctl restart sysup@app.service" in said.partition("being deferred")[2]
+    assert app.pids() == before
+    assert app.show("MainPID") == daemon
+    app.ctl("upgrade")
+    assert "sysup@app" not in restarter.run(["needrestart", "-b"]).stdout
+
+
 def test_it_is_for_debian_13_too(newer: Container, package: Path, tmp_path: Path) -> None:
     install(newer, package)
     assert newer.run(["dpkg", "-V", "sysup"]).stdout == ""
-    app = App(newer, "next").start()
+    app = App(newer, "next")
+    app.drop_in(newer.path(f"{EXAMPLES}/restart-direct.conf").read_text())
+    app.start()
     before, daemon = app.pids(), app.show("MainPID")
     newer.run(["systemctl", "start", "sysup@example"])
     until(lambda: "process 2 is well" in newer.journal("SYSUP_WATCHER=ticker"), "by its field")
     shown = newer.run(["sysupctl", "-a", "example", "logs", "ticker"]).stdout
     assert "ticker.2: process 2 is well" in shown
+    requires = "--property=Requires=sysup@next.service"
+    newer.run(["systemd-run", "--unit=dependent", requires, "sleep", "1004"])
+    dependent = until(lambda: newer.pids("/usr/bin/sleep 1004"), "what requires it runs")
     newer.run(["kill", "-KILL", daemon])
     until(lambda: app.show("NRestarts") == "1", "systemd starts the next daemon")
     until(lambda: app.show("ActiveState") == "active", "which has what there was")
     assert app.pids() == before
+    assert newer.pids("/usr/bin/sleep 1004") == dependent
     said = install(newer, packages.variant(package, "0.9.0", tmp_path))
     assert "sysup@next: sysupd 0.1.0 is replaced by 0.9.0" in said
     assert app.pids() == before

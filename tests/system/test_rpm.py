@@ -82,7 +82,8 @@ def test_it_has_what_the_package_of_debian_has(package: Path) -> None:
 
 
 def test_its_config_is_kept_and_its_scripts_are_right(package: Path) -> None:
-    assert output("rpm", "-qpc", str(package)).splitlines() == ["/etc/sysup/example.ini"]
+    kept = ["/etc/needrestart/conf.d/sysup.conf", "/etc/sysup/example.ini"]
+    assert output("rpm", "-qpc", str(package)).splitlines() == kept
     for name in SCRIPTLETS:
         query = output("rpm", "-qp", f"--queryformat=%{{{name}}}", str(package))
         output("sh", "-nc", query)

@@ -20,10 +20,12 @@ PROGRAMS = (f"{PRIVATE}/stop-post", f"{PRIVATE}/running")
 UNIT_FILES = ("sysup@.service", "sysup-guard@.service", "sysup@.socket", "sysup.target")
 FILES = {
     *("/etc/sysup/example.ini", "/usr/local/bin/sysupctl", "/usr/local/bin/sysupd"),
+    "/etc/needrestart/conf.d/sysup.conf",
     *(f"{UNITS}/system/{name}" for name in UNIT_FILES),
     *(f"{UNITS}/user/{name}" for name in UNIT_FILES),
     *("/usr/local/lib/sysusers.d/sysup.conf", "/usr/local/lib/tmpfiles.d/sysup.conf"),
-    *(f"{EXAMPLES}/{name}" for name in ("example.ini", "hardening.conf", "sysup-web@.socket")),
+    *(f"{EXAMPLES}/{name}" for name in ("example.ini", "hardening.conf", "restart-direct.conf")),
+    f"{EXAMPLES}/sysup-web@.socket",
     "/usr/local/share/bash-completion/completions/sysupctl",
     "/usr/local/share/zsh/site-functions/_sysupctl",
     "/usr/local/share/fish/vendor_completions.d/sysupctl.fish",
