@@ -5,7 +5,7 @@ import gc
 
 def main() -> None:
     """Run sysupd as this process."""
-    gc.disable()  # what is loaded is no garbage, and stays; `collect_from_now` ends it
+    gc.disable()  # what is loaded is no garbage, and stays; `program.run` has it look again
     from sysup import program
 
     program.main()

@@ -27,6 +27,9 @@ EX_CONFIG = 78
 """sysexits.h: something is wrong with the configuration."""
 STARTED = 10.0
 """Seconds after which most of what is there will be for long."""
+THRESHOLDS = gc.get_threshold()
+YOUNG_ALONE = (*THRESHOLDS[:2], 1 << 30)
+"""As Python has them, and so that the oldest generation is never looked at (gc.set_threshold)."""
 PID_DIGITS = 20
 PIDFILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -120,13 +123,24 @@ def keep_for_good(*, in_haste: bool = False) -> None:
     gc.freeze()
 
 
+def collect_young_alone() -> None:
+    """Have the garbage collector look at nothing but what was made lately.
+
+    Most of what is made while an app starts, or is taken over, is for long: to look at all of it
+    again and again takes time in vain. But what a request leaves goes at once.
+    """
+    gc.set_threshold(*YOUNG_ALONE)
+    gc.enable()
+
+
 def collect_from_now() -> None:
     """The app has started, or was taken over: have the collector look at what comes after that.
 
     What is kept of a process makes no cycles, and goes without it.
     """
+    gc.collect()
     gc.freeze()
-    gc.enable()
+    gc.set_threshold(*THRESHOLDS)
 
 
 def occupy_standard_descriptors() -> None:
@@ -158,14 +172,13 @@ async def run(
     """Run an app to its end; returns the daemon's exit status."""
     loop = asyncio.get_running_loop()
     daemon = Daemon(loaded, loop, own_log, files, inherited, notifier)
-    gc.disable()  # most of what is made now is for long: to look for garbage takes time in vain
+    collect_young_alone()
     loop.call_later(STARTED, collect_from_now)
     if pidfile:
         write_pidfile(pidfile)
     try:
         return await daemon.run()
     finally:
-        gc.enable()
         if pidfile:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(pidfile)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -46,13 +47,13 @@ class FakeDaemon:
     """Ends at once, with 7; notes how it was made."""
 
     made: list[Any]
-    collects: bool
+    collects: tuple[bool, int, int, int]
 
     def __init__(self, *args: Any) -> None:
         self.made.append(args)
 
     async def run(self) -> int:
-        FakeDaemon.collects = gc.isenabled()
+        FakeDaemon.collects = (gc.isenabled(), *gc.get_threshold())
         return 7
 
 
@@ -141,17 +142,22 @@ def test_the_daemons_status_is_ours(
 
 
 def test_garbage_is_looked_for_when_the_app_has_started(ini: Path, made: list[Any]) -> None:
+    class Cycle:
+        def __init__(self) -> None:
+            self.me = self
+
     try:
         assert sysupd(ini).exit_code == 7
-        assert (FakeDaemon.collects, gc.isenabled()) == (False, True)
+        assert FakeDaemon.collects == (True, *program.YOUNG_ALONE)
         gc.unfreeze()
-        gc.disable()
+        garbage = weakref.ref(Cycle())
         program.collect_from_now()
-        assert gc.isenabled()
+        assert garbage() is None, "what is frozen is kept for ever"
         assert gc.get_freeze_count() > 0
+        assert (gc.isenabled(), gc.get_threshold()) == (True, program.THRESHOLDS)
     finally:
         gc.unfreeze()
-        gc.enable()
+        gc.set_threshold(*program.THRESHOLDS)
 
 
 def test_options_of_the_file_yield_to_arguments(

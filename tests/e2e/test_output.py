@@ -210,7 +210,7 @@ def test_plain_tcp_carries_no_output(sysupd: Start, tmp_path: Path) -> None:
 
     for command in ("status", "show"):
         assert "(hidden)" in json.dumps(ask(command, "crash"))
-        assert "secret" in json.dumps(daemon.call(command, name="crash"))
+        assert "secret" in json.dumps(daemon.call(command, name="crash", processes=True))
     assert "permission denied" in ask("tail", "web")["reason"]
     assert "permission denied" in ask("logs", "reopen")["reason"]
 
