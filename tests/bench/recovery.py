@@ -2,7 +2,8 @@
 
 On a machine of its own, with systemd as PID 1 (tests/lab). The clock is a client's: a request goes
 out every few milliseconds, and what counts is when answers come. After a kill that holds what
-systemd does before it starts the next daemon.
+systemd does before it starts the next daemon. What that costs PID 1 is measured once more with a
+service that does nothing but leave as many processes behind, in cgroups likewise.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import zmq
 from sysup import protocol
 from tests.bench.peers import Peer
 from tests.bench.run import Figures, Missing, Scale, Tools
+from tests.e2e.harness import until
 from tests.lab import Container, Unavailable
 from tests.system.services import App
 from tests.system.tree import booted, install
@@ -30,6 +32,27 @@ EVERY = 2
 WITHIN = 20.0
 SETTLED = 3.0
 """Seconds after the start, or an end, before the next one: the lot is made anew meanwhile."""
+PLAIN = "plain.service"
+PLAIN_UNIT = """\
+[Unit]
+StartLimitIntervalSec=0
+[Service]
+ExecStart=/bin/sh /run/plain
+KillMode=process
+Delegate=yes
+Restart=always
+RestartSec=0
+TasksMax=infinity
+"""
+PLAIN_SCRIPT = """\
+cd /sys/fs/cgroup"$(sed -n s/^0:://p /proc/self/cgroup)" && mkdir -p daemon || exit
+echo $$ >daemon/cgroup.procs
+[ -d w ] || for i in $(seq {processes}); do
+    mkdir -p w/many/$i
+    sh -c 'echo $$ >"$0"/cgroup.procs; exec sleep {number}' w/many/$i &
+done
+exec sleep infinity
+"""
 
 
 def recovery(peer: Peer, tools: Tools, scale: Scale) -> Figures:
@@ -55,10 +78,13 @@ def _measure(machine: Container, scale: Scale) -> Figures:
         raise Missing(f"of {scale.many} processes {len(app.pids() & before)} run on")
     back, cpu, cpu_of_journald = zip(*kills, strict=True)
     gap = [seconds for seconds, _, _ in upgrades]
+    app.systemctl("stop")
+    plain = statistics.median(_plain(machine, scale))
     return {
         "back ms": 1000 * statistics.median(back),
         "at worst ms": 1000 * max(back),
         "PID 1 ms/kill": 1000 * statistics.median(cpu),
+        "without sysup": 1000 * plain,
         "journald ms/kill": 1000 * statistics.median(cpu_of_journald),
         "upgrade gap ms": 1000 * statistics.median(gap),
         "at worst  ms": 1000 * max(gap),
@@ -84,6 +110,27 @@ def _take(machine: Container, app: App, end: Callable[[App], None]) -> tuple[flo
     time.sleep(SETTLED / 3)
     now = [cpu_of(pid) for pid in pids]
     return longest, now[0] - used[0], now[1] - used[1]
+
+
+def _plain(machine: Container, scale: Scale) -> list[float]:
+    """Seconds of PID 1's time for each kill of a service that is not sysup."""
+    number = 7_000_000
+    machine.write("/run/plain", PLAIN_SCRIPT.format(processes=scale.many, number=number))
+    machine.write(f"/run/systemd/system/{PLAIN}", PLAIN_UNIT)
+    machine.run(["systemctl", "daemon-reload"])
+    machine.run(["systemctl", "start", PLAIN])
+    until(lambda: len(machine.pids(f"sleep {number}")) == scale.many, "they run", 300)
+    main = machine.path(f"/sys/fs/cgroup/system.slice/{PLAIN}/daemon/cgroup.procs")
+    return [_take_plain(machine, main) for _ in range(scale.recoveries)]
+
+
+def _take_plain(machine: Container, main: Path) -> float:
+    time.sleep(SETTLED)
+    used, pid = cpu_of(machine.leader), main.read_text()
+    os.kill(int(pid), signal.SIGKILL)
+    until(lambda: main.exists() and main.read_text() not in ("", pid), "it runs again")
+    time.sleep(SETTLED / 3)
+    return cpu_of(machine.leader) - used
 
 
 def kill(app: App) -> None:

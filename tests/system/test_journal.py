@@ -350,7 +350,7 @@ def test_what_sysupd_says_has_fields(sysupd: Start, journald: Journald) -> None:
     assert first["PRIORITY"] == b"4"
     assert first["SYSUP_APP"] == b"app"
     assert (first["SYSUP_WATCHER"], first["SYSUP_WID"]) == (b"bad", b"1")
-    assert first["CODE_FILE"].endswith(b"daemon.py")
+    assert first["CODE_FILE"].endswith(b"log.py")
     assert first["_TRANSPORT"] == b"journal"
     assert daemon.stop() == 0
     entries = said(journald)
