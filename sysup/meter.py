@@ -2,7 +2,8 @@
 
 Nothing is read while nobody wants it. A pass through /proc is made in turns of some milliseconds,
 between which the loop does what else there is to do, however many processes there are. One pass is
-made at a time, and those who ask for the same meanwhile share the next one.
+made at a time, and those who ask for the same meanwhile share the next one. Who asks for the same
+processes again before a clock tick is over gets what was read: the kernel counts in ticks.
 
 The topics and what stands under them are those of Circus's circusd-stats, with two fields more:
 the watcher's name as it is, and the slot.
@@ -15,11 +16,11 @@ import logging
 import os
 import select
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from sysup import protocol
 from sysup.pace import in_turns
-from sysup.stats import Infos, Look, Stats, Steps
+from sysup.stats import TICKS, Infos, Look, Stats, Steps
 from sysup.watcher import Watcher
 
 log = logging.getLogger("sysup.meter")
@@ -32,6 +33,8 @@ DAEMON = "circus"
 SOCKETS = "sockets"
 """In the place of a watcher's name in topics, as Circus has them."""
 
+Table: TypeAlias = dict[str, dict[str, Any]]
+"""Figures by watcher and pid."""
 Publish = Callable[[bytes, Mapping[str, Any]], None]
 SocketRows = Callable[[], Sequence[Mapping[str, Any]]]
 
@@ -67,8 +70,10 @@ class Meter:
         self._one_at_a_time = asyncio.Lock()
         self._handing_out = asyncio.Lock()
         """As what is shared by many is written out by each of them, in a turn of its own."""
-        self._waiting: dict[frozenset[str], asyncio.Future[dict[str, dict[str, Any]]]] = {}
+        self._waiting: dict[frozenset[str], asyncio.Future[Table]] = {}
         """Passes that are yet to begin, by the watchers asked for."""
+        self._newest: tuple[frozenset[str], list[int], Table] | None = None
+        """What the last pass was asked for, the pids, and what it found; for a clock tick."""
         self._topics: frozenset[bytes] = frozenset()
         self._rounds: asyncio.Task[None] | None = None
         self._failed = False
@@ -79,7 +84,7 @@ class Meter:
         """Figures of this process."""
         return self._asked.info(os.getpid(), self._wall())
 
-    async def infos(self, watchers: Iterable[Watcher]) -> dict[str, dict[str, Any]]:
+    async def infos(self, watchers: Iterable[Watcher]) -> Table:
         """Figures of the watchers' processes and their children, by watcher and pid."""
         key = frozenset(watcher.name for watcher in watchers)
         if key not in self._waiting:
@@ -89,18 +94,25 @@ class Meter:
             await asyncio.sleep(0)
         return table
 
-    async def _pass(self, names: frozenset[str]) -> dict[str, dict[str, Any]]:
+    async def _pass(self, names: frozenset[str]) -> Table:
         async with self._one_at_a_time:
             del self._waiting[names]
             present = [w for w in self._watchers.values() if w.name in names]
             pids = [body.process.pid for w in present for _, body in w.slots.bodies]
+            if self._newest and self._newest[:2] == (names, pids):
+                return self._newest[2]
             infos = await in_turns(self._asked.infos(pids, self._wall()))
-            return await in_turns(self._table(present, names, infos))
+            table = await in_turns(self._table(present, names, infos))
+            self._newest = newest = names, pids, table
+            self._loop.call_later(1 / TICKS, self._forget, newest)
+            return table
 
-    def _table(
-        self, watchers: list[Watcher], names: frozenset[str], infos: Infos
-    ) -> Steps[dict[str, dict[str, Any]]]:
-        table: dict[str, dict[str, Any]] = {}
+    def _forget(self, newest: object) -> None:
+        if self._newest is newest:
+            self._newest = None
+
+    def _table(self, watchers: list[Watcher], names: frozenset[str], infos: Infos) -> Steps[Table]:
+        table: Table = {}
         for watcher in watchers:
             rows = table[watcher.name] = {}
             for place, body in watcher.slots.bodies:

@@ -13,7 +13,7 @@ import pytest
 from sysup import meter as module
 from sysup.meter import INTERVAL, Meter, is_wanted, together
 from sysup.process import OS
-from sysup.stats import GONE, Infos, Steps
+from sysup.stats import GONE, TICKS, Infos, Steps
 from sysup.watcher import Watcher
 from tests.world import World
 
@@ -192,7 +192,25 @@ def test_those_who_ask_for_the_same_share_a_pass(stage: Stage) -> None:
         await stage.meter.infos([db])
 
     stage.world.run(ask())
-    assert stage.passes == [[101, 102, 103], [101, 102], [103], [103]]
+    assert stage.passes == [[101, 102, 103], [101, 102], [103]]
+
+
+def test_who_asks_again_within_a_clock_tick_is_told_the_same(stage: Stage) -> None:
+    everybody = list(stage.watchers.values())
+    world, meter = stage.world, stage.meter
+    first = world.run(meter.infos(everybody))
+    assert world.run(meter.infos(everybody)) == first
+    assert len(stage.passes) == 1
+    world.run(meter.infos(everybody[:1]))
+    world.run(meter.infos(everybody))
+    assert len(stage.passes) == 3, "another question"
+    world.run(stage.watchers["db.main"].scale(1))
+    assert len(world.run(meter.infos(everybody))["db.main"]) == 2, "a process more"
+    world.loop.advance(1 / TICKS)
+    world.run(meter.infos(everybody))
+    assert len(stage.passes) == 5
+    world.loop.advance(1 / TICKS)
+    assert meter._newest is None, "not kept for long"
 
 
 def test_each_of_those_has_a_turn_of_its_own(stage: Stage) -> None:
