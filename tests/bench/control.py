@@ -19,8 +19,10 @@ from tests.bench.run import SETTLE, Figures, Missing, Run, Scale, Tools
 
 PATIENCE = 120.0
 """Seconds that a reply may take."""
-ENDLESS = ("lines", str(10**9), "100")
+ENDLESS = ("lines", str(10**9))
 """What a child does that writes for longer than anything is measured."""
+BLOCK, LINE = "4000", "100"
+"""Bytes of a write: as stdio(3) writes into a pipe, and of who writes each line at once."""
 MANY = 1000
 """Questions of a kind, of which the slowest are of interest."""
 ENOUGH = 10
@@ -123,17 +125,22 @@ def requests(peer: Peer, tools: Tools, scale: Scale) -> Figures:
 
 def status_of_ten(peer: Peer, tools: Tools, scale: Scale) -> Figures:
     """`status` of many processes of ten watchers, of which those of one write all the time."""
-    return _status(peer, tools, scale, watchers=9)
+    return _status(peer, tools, scale, 9, BLOCK)
 
 
 def status_of_two(peer: Peer, tools: Tools, scale: Scale) -> Figures:
     """The same where nearly all processes are of one watcher."""
-    return _status(peer, tools, scale, watchers=1)
+    return _status(peer, tools, scale, 1, BLOCK)
 
 
-def _status(peer: Peer, tools: Tools, scale: Scale, watchers: int) -> Figures:
+def status_between_lines(peer: Peer, tools: Tools, scale: Scale) -> Figures:
+    """The same with ten watchers, and writers that are held up by nothing but each other."""
+    return _status(peer, tools, scale, 9, LINE)
+
+
+def _status(peer: Peer, tools: Tools, scale: Scale, watchers: int, size: str) -> Figures:
     took: dict[str, list[float]] = {"all": [], "one": [], "each process": []}
-    with Run(peer, tools.child, ENDLESS, scale.writers, log=True) as run:
+    with Run(peer, tools.child, (*ENDLESS, size), scale.writers, log=True) as run:
         run.all_up()
         with askers(run, 1) as (asker,):
             number = (scale.many - scale.writers) // watchers

@@ -102,8 +102,13 @@ SCENARIOS = {
         COMMANDED,
     ),
     "status": Scenario(
-        "`status` of 10 watchers x 100 processes, and of one; 100 log at full speed",
+        "`status` of 10 watchers x 100 processes, and of one; 100 log at full speed, in blocks",
         control.status_of_ten,
+        (WRAPPING,),
+    ),
+    "status_lines": Scenario(
+        "the same; 100 log at full speed, a write a line",
+        control.status_between_lines,
         (WRAPPING,),
     ),
     "status_one": Scenario(
