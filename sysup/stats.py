@@ -188,16 +188,6 @@ class Stats:
         return seen, round(100 * (cpu_time - before.cpu_time) / (now - before.at), 1)
 
 
-def whole(work: Steps[T]) -> T:
-    """Do all steps at once."""
-    while True:
-        try:
-            next(work)
-        except StopIteration as end:
-            result: T = end.value
-            return result
-
-
 def read_all(
     pids: Collection[int], look: Look
 ) -> Steps[tuple[dict[int, Figures], dict[int, list[Figures]]]]:

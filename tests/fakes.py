@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from sysup.config import StreamSpec
 from sysup.process import OS, Launch, Launcher, Process
 from sysup.protocol import SysupError
 from sysup.streams import OnEof, OnLoss, OnRotated, OnState, Pump, Sink, Source, Stream
 
+T = TypeVar("T")
+
 DEADLY = {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGKILL}
+
+
+def whole(work: Generator[None, None, T]) -> T:
+    """Do at once what is made in steps."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 class Clock(Protocol):

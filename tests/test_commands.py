@@ -28,10 +28,10 @@ from sysup.protocol import (
     UnknownCommand,
     Written,
 )
-from sysup.stats import whole
 from sysup.stdin import LIMIT
 from sysup.table import RANK, Later
 from sysup.watcher import Watcher
+from tests.fakes import whole
 from tests.world import World
 
 READ, OPERATE, ADMIN = Role.READ, Role.OPERATE, Role.ADMIN

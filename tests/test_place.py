@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from sysup.config import FlappingSpec, Restart
 from sysup.protocol import SysupError
-from sysup.stats import whole
 from sysup.watcher import Watcher
+from tests.fakes import whole
 from tests.world import World
 
 HIDDEN = "(hidden)"

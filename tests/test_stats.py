@@ -13,7 +13,8 @@ import pytest
 
 from sysup import stats
 from sysup.process import OS
-from sysup.stats import Figures, Stats, clock_time, human_bytes, parse_memory, whole
+from sysup.stats import Figures, Stats, clock_time, human_bytes, parse_memory
+from tests.fakes import whole
 
 LOOK = OS().figures
 

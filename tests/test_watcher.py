@@ -15,9 +15,9 @@ from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.protocol import MessageError, SysupError
 from sysup.slots import REPORT_WITHIN
-from sysup.stats import whole
 from sysup.turns import Superseded
 from sysup.watcher import Watcher
+from tests.fakes import whole
 from tests.world import World
 
 TERM, KILL = signal.SIGTERM, signal.SIGKILL
