@@ -9,9 +9,11 @@
 #define LAST_SIGNAL 64    /* _NSIG of every architecture but MIPS */
 #define SIGSET_BYTES (LAST_SIGNAL / 8)
 
-/* Lives in the parent; the child reads the first half and writes the second. */
+/* Above the child's stack. The child reads what is first and writes what is last. */
 struct child {
-    const struct spawn_spec *spec;
+    bool shares;       /* it is in our memory; the parent's affair, as is the next */
+    int32_t sign;      /* the end of a pipe that tells when it has left that */
+    struct spawn_spec spec;
     bool in_cgroup;    /* born into it; else it must join */
     int32_t step;      /* the one it is at */
     int32_t index;

@@ -80,21 +80,29 @@ struct spawn_spec {
     uint64_t capabilities;  /* a bit for each CAP_*, see SPAWN_CAPABILITIES */
     uint32_t flags;         /* enum spawn_flags */
     int32_t cgroup_fd;      /* directory of the cgroup to be born into; -1: the daemon's */
-    int32_t patience_ms;    /* how long it may take until it has executed; 0: however long */
 };
 
 struct spawn_result {
     int32_t pid;
     int32_t pidfd;
-    int32_t step;  /* enum spawn_step, written on failure alone */
+    int32_t sign;
+    int32_t step;  /* enum spawn_step: where it failed */
     int32_t index; /* likewise: which of rlimits or fds it was, -1 if no one's turn */
 };
 
-/* Start a process; returns when it has executed its program or has failed to.
- * 0: ret_ holds pid and pidfd (owned by the caller). -errno: ret_->step says where,
- * and no process and no descriptor is left behind. -ETIME: it took too long at that step and
- * was killed; it may be left until the kernel can end it. Call it in one thread at a time. */
-int spawn(const struct spawn_spec *spec, struct spawn_result *ret_);
+/* A process that is yet to execute its program. */
+struct child;
+
+/* Make a process. 0: ret_ holds pid and pidfd, the caller's own, and `sign`, which becomes readable
+ * when the process has executed its program, or has ended without; spawn_end() is to follow, and
+ * what `spec` points to is to stay until then. -errno: there is no process, and ret_->step says why.
+ * Both are for one thread alone, which lives as long as the daemon. */
+int spawn_begin(const struct spawn_spec *spec, struct spawn_result *ret_, struct child **ret_child);
+
+/* Let go of it, and close its sign. 0: it has executed its program, or was killed at ret_->step.
+ * -EAGAIN: neither yet, and nothing was done. Another -errno: it failed at ret_->step, and is for
+ * the caller to reap. */
+int spawn_end(struct child *child, struct spawn_result *ret_);
 const char *spawn_step_name(int32_t step);
 
 /* Be the parent of all orphans below: prctl(2), PR_SET_CHILD_SUBREAPER. 0 or -errno. */

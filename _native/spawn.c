@@ -1,18 +1,17 @@
 /* A process from nothing to its first instruction.
  *
- * The child is made by CLONE_VM (clone(2)): it runs in our memory, on a stack of its own,
- * while our calling thread waits until it has executed its program or exited. Nothing is
- * copied, so it is as fast with 1 GB of heap as with 1 MB, and what it writes to `struct child`
- * we can read afterwards: the failed step and its errno. The price is what the child may
- * do (child.c): it shares the locks of our other threads, which run on, and our thread's errno,
- * which we must leave alone meanwhile.
+ * The child is made by CLONE_VM (clone(2)): it runs in our memory, on a stack of its own.
+ * Nothing is copied, so it is as fast with 1 GB of heap as with 1 MB, and what it writes to
+ * `struct child` we can read afterwards: the failed step and its errno. The price is what the child
+ * may do (child.c): it shares the locks of all our threads, and the errno of the calling one. What
+ * it does to its oom_score_adj is done to all who share its memory (__set_oom_adj() in the
+ * kernel), so one that is to have another gets a copy of it.
  *
- * Not CLONE_VFORK, which would wait for us. That wait has no end where a directory or
- * program does not answer (a server of NFS that is away, FUSE, a lease on the file, fcntl(2),
- * which its owner may take), and it ends too early: execve(2) wakes the parent before the child has
- * left our memory (exec_mmap() in the kernel). Instead the child holds one end of a pipe that
- * it closes by executing or exiting, both of which come after that. What takes longer than we
- * have patience is killed.
+ * Nobody waits for it. How long it takes is not ours to say: it needs a processor, of which a
+ * thousand others may want one, and a directory or program need not answer (a server of NFS that
+ * is away, FUSE, a lease on the file, fcntl(2), which its owner may take). So it holds one end
+ * of a pipe that it closes by executing or exiting. Both close descriptors only after the memory was
+ * left (exec_mmap(), exit_mm() in the kernel); the wait of CLONE_VFORK ends before.
  *
  * Signals are blocked in the calling thread around the clone, and so in the child from
  * birth: a handler of ours can't run in it, on our memory. It resets every disposition and
@@ -22,7 +21,7 @@
  * A child that has changed its uid still shares the memory of a privileged daemon. Its new
  * user can't attach to it: when ids or capabilities change the kernel marks the memory
  * as not dumpable (commit_creds(); prctl(2), PR_SET_DUMPABLE), and ptrace(2) then asks for
- * CAP_SYS_PTRACE. That marks our memory as well, so the mark is taken back once nobody shares
+ * CAP_SYS_PTRACE. That marks our memory as well, so the mark is taken back once no child shares
  * it, and not a moment earlier: who may look at the child then holds the daemon. What remains is
  * that the new user may signal the child. Only SIGKILL and SIGSTOP get through.
  * Ids are changed as late as can be: after them there come a few calls, chdir and execve.
@@ -32,22 +31,24 @@
  * CLONE_INTO_CGROUP (5.7). */
 #include "child.h"
 
-#include <errno.h>
+#include "call.h"
+
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
 
-enum { LAST_WAIT = 1000 }; /* milliseconds for what was killed to be gone */
+/* Whether the child can't run beside us: it uses our errno, or the sanitizer's notes of our thread. */
+#if defined(CALLS_USE_ERRNO) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { PATIENCE = 4000 }; /* milliseconds until it is killed */
+#else
+enum { PATIENCE = 0 };
+#endif
 
 #ifndef CLONE_INTO_CGROUP
 #define CLONE_INTO_CGROUP 0x200000000ULL
@@ -78,17 +79,18 @@ static long clone3(const uint64_t *args, size_t size, int (*function)(void *), v
 }
 
 /* Returns the pid or -errno; -ENOSYS when the older way must do. */
-static int clone_newly(struct child *child, char *stack, int *ret_pidfd)
+static int clone_newly(struct child *child, int *ret_pidfd)
 {
-    bool into = child->spec->cgroup_fd >= 0;
+    char *stack = (char *)child - CHILD_STACK;
+    bool into = child->spec.cgroup_fd >= 0;
     const uint64_t args[] = {
         /* struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal */
-        CLONE_VM | CLONE_PIDFD | (into ? CLONE_INTO_CGROUP : 0),
+        (child->shares ? CLONE_VM : 0) | CLONE_PIDFD | (into ? CLONE_INTO_CGROUP : 0),
         (uintptr_t)ret_pidfd, 0, 0, SIGCHLD,
         /* stack, stack_size, tls */
         (uintptr_t)stack, CHILD_STACK, 0,
         /* set_tid, set_tid_size, cgroup: not known to 5.3, so given only when needed */
-        0, 0, (uint64_t)child->spec->cgroup_fd,
+        0, 0, (uint64_t)child->spec.cgroup_fd,
     };
     child->in_cgroup = into;
     long rc = clone3(args, into ? sizeof args : 8 * sizeof *args, child_main, child);
@@ -102,22 +104,22 @@ static int clone_newly(struct child *child, char *stack, int *ret_pidfd)
 
 #else
 
-static int clone_newly(struct child *child, char *stack, int *ret_pidfd)
+static int clone_newly(struct child *child, int *ret_pidfd)
 {
-    (void)child, (void)stack, (void)ret_pidfd;
+    (void)child, (void)ret_pidfd;
     return -ENOSYS;
 }
 
 #endif
 
 /* Returns the pid or -errno. */
-static int make_child(struct child *child, char *stack, int *ret_pidfd)
+static int make_child(struct child *child, int *ret_pidfd)
 {
-    int pid = clone_newly(child, stack, ret_pidfd);
+    int pid = clone_newly(child, ret_pidfd);
     if (pid != -ENOSYS)
         return pid;
-    const int flags = CLONE_VM | CLONE_PIDFD | SIGCHLD;
-    pid = clone(child_main, stack + CHILD_STACK, flags, child, ret_pidfd);
+    const int flags = (child->shares ? CLONE_VM : 0) | CLONE_PIDFD | SIGCHLD;
+    pid = clone(child_main, child, flags, child, ret_pidfd);
     return pid < 0 ? -errno : pid;
 }
 
@@ -146,68 +148,118 @@ static int make_sign(const struct spawn_spec *spec, int ret_ends[2])
     return rc;
 }
 
-/* Whether the child has left our memory, within so many milliseconds (-1: however long). Nothing
- * here may fail, as errno is the child's. */
-static bool has_left(int sign, int milliseconds)
+/* Whether the child has left our memory, within so many milliseconds (-1: however long). */
+static bool has_left(const struct child *child, int milliseconds)
 {
-    struct pollfd end = {.fd = sign};
+    struct pollfd end = {.fd = child->sign};
     return poll(&end, 1, milliseconds) > 0;
 }
 
-/* What the child needs of memory: one mapping, its lowest page a guard. The sanitizer may
- * remember the frames of an earlier child there, which it never left. */
-static char *map_stack(size_t guard)
+static size_t guard_size(void)
 {
-    char *memory = mmap(NULL, guard + CHILD_STACK, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE, -1, 0);
+    return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+/* Of one mapping: a guard page, the stack, and `struct child`, which we are to see also if the
+ * child has a copy of our memory. */
+static size_t memory_size(const struct spawn_spec *spec)
+{
+    const size_t page = guard_size(), size = sizeof(struct child) + spec->n_fds * sizeof(int32_t);
+    return page + CHILD_STACK + (size + page - 1) / page * page;
+}
+
+static char *memory_of(struct child *child)
+{
+    return (char *)child - CHILD_STACK - guard_size();
+}
+
+/* What was used by others before. To get and give back memory needs a lock of it all, which a
+ * child may hold that waits for a processor. */
+static struct {
+    struct child *children[8];
+    size_t n;
+} spare;
+
+static void release(struct child *child)
+{
+    if (child->shares && spare.n < sizeof spare.children / sizeof *spare.children)
+        spare.children[spare.n++] = child;
+    else
+        (void)munmap(memory_of(child), memory_size(&child->spec));
+}
+
+static struct child *take_spare(size_t size)
+{
+    if (spare.n == 0 || memory_size(&spare.children[spare.n - 1]->spec) != size)
+        return NULL;
+    return spare.children[--spare.n];
+}
+
+static struct child *map_memory(size_t size, bool shares)
+{
+    const size_t guard = guard_size();
+    char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                        (shares ? MAP_PRIVATE : MAP_SHARED) | MAP_ANONYMOUS | MAP_STACK | MAP_NORESERVE,
+                        -1, 0);
     if (memory == MAP_FAILED)
         return NULL;
     if (mprotect(memory, guard, PROT_NONE) < 0) {
-        (void)munmap(memory, guard + CHILD_STACK);
+        (void)munmap(memory, size);
         return NULL;
     }
-#ifdef __SANITIZE_ADDRESS__
-    ASAN_UNPOISON_MEMORY_REGION(memory, guard + CHILD_STACK);
-#endif
-    return memory;
+    return (void *)(memory + guard + CHILD_STACK);
 }
 
-/* Make a child and wait until it has left our memory; -ETIME: it took too long, and is killed.
- * `ret_shared`: it is there still, since the kernel can't end it yet. Returns the pid or -errno. */
-static int raise_child(struct child *child, char *stack, int *ret_pidfd, bool *ret_shared)
+static struct child *allocate(const struct spawn_spec *spec)
 {
-    int patience = child->spec->patience_ms ? child->spec->patience_ms : -1;
-    int sign[2];
-    int rc = make_sign(child->spec, sign);
-    if (rc < 0)
-        return rc;
-    int pid = make_child(child, stack, ret_pidfd);
-    (void)close(sign[1]);
-    if (pid > 0 && !has_left(sign[0], patience)) {
-        (void)kill(pid, SIGKILL);
-        *ret_shared = !has_left(sign[0], LAST_WAIT);
-        if (!*ret_shared)
-            (void)waitpid(pid, NULL, 0);
-        (void)close(*ret_pidfd);
-        pid = -ETIME;
-    }
-    (void)close(sign[0]);
-    return pid;
+    const size_t size = memory_size(spec);
+    const bool shares = spec->oom_score_adj == INT32_MIN;
+    struct child *child = shares ? take_spare(size) : NULL;
+    if (!child)
+        child = map_memory(size, shares);
+    if (!child)
+        return NULL;
+#ifdef __SANITIZE_ADDRESS__
+    /* It may remember the frames of an earlier child there, which that never left. */
+    ASAN_UNPOISON_MEMORY_REGION(memory_of(child), size);
+#endif
+    *child = (struct child){.shares = shares, .spec = *spec, .index = -1};
+    return child;
 }
 
-/* With signals blocked, and our memory as dumpable afterwards as it was before. */
-static int raise_quietly(struct child *child, char *stack, int *ret_pidfd, bool *ret_shared)
+/* How many children share our memory, and whether it was dumpable before. */
+static struct {
+    size_t children;
+    int dumpable;
+} shared;
+
+static void share_with(const struct child *child)
+{
+    if (child->shares && shared.children++ == 0)
+        shared.dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
+}
+
+static void unshare_with(const struct child *child)
+{
+    if (!child->shares || --shared.children > 0)
+        return;
+    /* 2 can't be set, and need not be: the kernel sets nothing that is more open. */
+    if (shared.dumpable == 1 && prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
+        (void)prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
+}
+
+/* With signals blocked; closes our end of the child's sign. Returns the pid or -errno. */
+static int make_quietly(struct child *child, int sign, int *ret_pidfd)
 {
     const uint64_t all = ~(uint64_t)0;
     uint64_t mask;
-    int dumpable = prctl(PR_GET_DUMPABLE, 0, 0, 0, 0);
     /* Not sigprocmask(), which leaves out glibc's own signals. */
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, SIGSET_BYTES);
-    int pid = raise_child(child, stack, ret_pidfd, ret_shared);
+    int pid = make_child(child, ret_pidfd);
+    (void)close(sign);
+    if (pid > 0 && PATIENCE && !has_left(child, PATIENCE))
+        (void)kill(pid, SIGKILL);
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, SIGSET_BYTES);
-    /* 2 can't be set, and need not be: the kernel sets nothing that is more open. */
-    if (!*ret_shared && dumpable == 1 && prctl(PR_GET_DUMPABLE, 0, 0, 0, 0) != 1)
-        (void)prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);
     return pid;
 }
 
@@ -218,43 +270,40 @@ static int fail(struct spawn_result *ret_, int32_t step, int32_t index, int erro
     return -error;
 }
 
-static int outcome(const struct child *child, int pid, int pidfd, struct spawn_result *ret_)
+int spawn_begin(const struct spawn_spec *spec, struct spawn_result *ret_, struct child **ret_child)
 {
-    if (pid == -ETIME)
-        return fail(ret_, child->step, -1, ETIME);
-    if (pid < 0)
-        return fail(ret_, cgroup_refused(child, -pid) ? SPAWN_STEP_CGROUP : SPAWN_STEP_CLONE, -1, -pid);
-    if (child->error) {
-        while (waitpid(pid, NULL, 0) < 0 && errno == EINTR)
-            ;
-        (void)close(pidfd);
-        return fail(ret_, child->step, child->index, child->error);
+    struct child *child = allocate(spec);
+    if (!child)
+        return fail(ret_, SPAWN_STEP_CLONE, -1, ENOMEM);
+    int sign[2], pidfd = -1;
+    int rc = make_sign(spec, sign);
+    if (rc < 0) {
+        release(child);
+        return fail(ret_, SPAWN_STEP_CLONE, -1, -rc);
     }
-    ret_->pid = pid;
-    ret_->pidfd = pidfd;
+    child->sign = sign[0];
+    share_with(child);
+    int pid = make_quietly(child, sign[1], &pidfd);
+    if (pid < 0) {
+        rc = fail(ret_, cgroup_refused(child, -pid) ? SPAWN_STEP_CGROUP : SPAWN_STEP_CLONE, -1, -pid);
+        unshare_with(child);
+        (void)close(sign[0]);
+        release(child);
+        return rc;
+    }
+    *ret_ = (struct spawn_result){.pid = pid, .pidfd = pidfd, .sign = sign[0], .index = -1};
+    *ret_child = child;
     return 0;
 }
 
-int spawn(const struct spawn_spec *spec, struct spawn_result *ret_)
+int spawn_end(struct child *child, struct spawn_result *ret_)
 {
-    const size_t guard = (size_t)sysconf(_SC_PAGESIZE);
-    struct child *child = calloc(1, sizeof *child + spec->n_fds * sizeof *child->sources);
-    char *memory = map_stack(guard);
-    int rc, pidfd = -1;
-    bool shared = false;
-    if (child && memory) {
-        child->spec = spec;
-        child->index = -1;
-        int pid = raise_quietly(child, memory + guard, &pidfd, &shared);
-        rc = outcome(child, pid, pidfd, ret_);
-    } else {
-        rc = fail(ret_, SPAWN_STEP_CLONE, -1, ENOMEM);
-    }
-    if (shared) /* it runs nothing of ours any more, but it will still end on that stack */
-        return rc;
-    if (memory)
-        (void)munmap(memory, guard + CHILD_STACK);
-    free(child);
+    if (!has_left(child, 0))
+        return -EAGAIN;
+    int rc = fail(ret_, child->step, child->index, child->error);
+    unshare_with(child);
+    (void)close(child->sign);
+    release(child);
     return rc;
 }
 

@@ -15,19 +15,18 @@ from dataclasses import replace
 from typing import Any
 
 from sysup.config import Restart, WatcherSpec
-from sysup.machine import (
+from sysup.machine import RULES, Lifecycle, State, Want
+from sysup.moves import (
     EVENTS,
-    RULES,
     Event,
+    ExecFailed,
+    Executed,
     Exited,
-    Lifecycle,
     Ready,
     Released,
     Signalled,
     Spawned,
     SpawnFailed,
-    State,
-    Want,
 )
 
 HEAD = """\
@@ -37,14 +36,17 @@ Printed from `sysup/machine.py` by `docs/lifecycle.py`; a test compares the two.
 
 A slot holds one process at a time. The diagram shows every way from one state to another;
 the table shows every event in every state (`·` nothing changes, `x` cannot happen).
-What each event and state means stands at the top of `sysup/machine.py`.
+What each state means stands at the top of `sysup/machine.py`, each event in `sysup/moves.py`.
 """
 
 
-def make(spec: WatcherSpec, state: State, want: Want, alive: bool, calm: bool) -> Lifecycle:
+def make(
+    spec: WatcherSpec, state: State, want: Want, alive: bool, executed: bool, calm: bool
+) -> Lifecycle:
     """A slot as it may be found in this state."""
     life = Lifecycle(spec, 0.0, lambda: 0.0)
     life.state, life.alive, life.want, life.serial = state, alive, want, 1
+    life.executed = executed
     life.released = not alive and calm
     life.failures = 0 if calm else 5
     return life
@@ -60,7 +62,9 @@ def events(kind: Any) -> Iterator[Event]:
         yield Spawned(2)
     elif kind is Signalled:
         yield Signalled(1, 15)
-    elif kind in (Ready, Released):
+    elif kind is ExecFailed:
+        yield ExecFailed(1, "cannot")
+    elif kind in (Executed, Ready, Released):
         yield kind(1)
     else:
         yield kind()
@@ -84,18 +88,30 @@ def holds_process(state: State, kind: type[Event]) -> tuple[bool, ...]:
         case State.RUNNING:
             return (True,)
         case State.STOPPING:
-            return (True,) if kind is Exited else (True, False)
+            return (True,) if kind in (Executed, ExecFailed, Exited) else (True, False)
         case _:
             return (False,)
+
+
+def has_executed(state: State, kind: type[Event]) -> tuple[bool, ...]:
+    """Whether the process of such a slot may execute its program when this event comes."""
+    if state not in (State.STARTING, State.STOPPING):
+        return (True,)
+    return (False,) if kind in (Executed, ExecFailed) else (True, False)
 
 
 def outcomes(state: State, kind: type[Event]) -> set[State]:
     """Where this event leads from this state; raises AssertionError where it can't happen."""
     found = set()
-    for spec, want, alive, calm, event in itertools.product(
-        specs(), Want, holds_process(state, kind), (True, False), events(kind)
+    for spec, want, alive, executed, calm, event in itertools.product(
+        specs(),
+        Want,
+        holds_process(state, kind),
+        has_executed(state, kind),
+        (True, False),
+        events(kind),
     ):
-        life = make(spec, state, want, alive, calm)
+        life = make(spec, state, want, alive, executed, calm)
         life.handle(event, 1.0)
         found.add(life.state)
     return found

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sysup.body import Body, Setting
-from sysup.pace import Backlog
+from sysup.pace import Backlog, Crowd
 from sysup.process import OS
 from sysup.remains import Remains
 from sysup.streams import Pump
@@ -52,11 +52,12 @@ class Board:
         """Whether all is to be down for good: nothing is started any more."""
         self.bodies: dict[int, Body] = {}
         """By pid: the processes that live in slots."""
-        self.backlog = Backlog(loop)
+        self.crowd = Crowd(loop)
+        self.backlog = Backlog(loop, self.crowd)
         """What follows from deaths, of which there may be a thousand at once."""
         self.remains = Remains(loop, os, self.bodies.keys, self.backlog)
         self._awake: dict[Actor, None] = {}
-        self._turn: asyncio.Handle | None = None
+        self._has_turn = False
 
     def wake(self, watcher: Actor) -> None:
         """Have the watcher's plan made and carried out in the loop's next turn."""
@@ -64,22 +65,27 @@ class Board:
         self._awake[watcher] = None
         self._plan_turn()
 
+    def must_pause(self, until: float) -> bool:
+        """Whether who acts until then has to let others have their turn."""
+        return self.loop.time() >= until or self.crowd.is_dense
+
     def known_bodies(self) -> list[Body]:
         """Those that live in slots, and those that are being cleared away."""
         return [*self.bodies.values(), *self.remains.bodies]
 
     def _plan_turn(self) -> None:
-        if self._awake and self._turn is None:
-            self._turn = self.loop.call_soon(self._act)
+        if self._awake and not self._has_turn:
+            self._has_turn = True
+            self.crowd.when_thin(self._act)
 
     def _act(self) -> None:
         """Let watchers act one after the other, for TURN seconds; the rest waits its turn."""
-        self._turn = None
+        self._has_turn = False
         until = self.loop.time() + TURN
         waiting, self._awake = self._awake, {}
         busy: list[Actor] = []
         try:
-            while waiting and self.loop.time() < until:
+            while waiting and not self.must_pause(until):
                 watcher = next(iter(waiting))
                 del waiting[watcher]
                 if watcher.act(until):

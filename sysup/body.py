@@ -67,6 +67,8 @@ class Body:
     tree_empty: bool = False
     abandoned: bool = False
     """Whether nobody waits for its pipes and its tree any more."""
+    failure: str = ""
+    """Why it could not execute its program."""
     on_output: list[Callable[[str], None]] = field(default_factory=list)
     on_released: Callable[[int], None] | None = None
     on_buried: Callable[[], None] = lambda: None

@@ -26,7 +26,14 @@ from sysup.estate import Estate, Inheritance, is_part
 from sysup.herald import Herald
 from sysup.log import Log, tell_event
 from sysup.meter import Meter
-from sysup.process import OS, Cgroups, become_subreaper, raise_nofile
+from sysup.process import (
+    OS,
+    Cgroups,
+    become_subreaper,
+    raise_nofile,
+    set_nice,
+    take_precedence,
+)
 from sysup.protocol import CONTROL_SOCKET, SysupError
 from sysup.restore import end_left_behind, restore_watchers
 from sysup.roster import Roster
@@ -56,6 +63,7 @@ CONFIG = ("config",)
 """In the ledger: what the config was read from."""
 TAKEOVERS = ("takeovers",)
 NOFILE = ("nofile",)
+NICE = ("nice",)
 """In the ledger: the limits of descriptors that children get."""
 JOURNAL = ("journal",)
 """In the ledger: whether the daemon's own output was the journal when the app began."""
@@ -121,8 +129,11 @@ class Daemon:
         if loaded.daemon.umask is not None:
             os.umask(loaded.daemon.umask)
         become_subreaper()
-        self._os = OS(nofile=self._estate.ledger.table.get(NOFILE, self._nofile))
+        self._nice: int = self._estate.ledger.table.get(NICE, os.getpriority(os.PRIO_PROCESS, 0))
+        self._os = OS(self._estate.ledger.table.get(NOFILE, self._nofile), self._nice)
+        set_nice(self._nice)  # of the pump's thread, too: if children write much, it works as much
         self._pump = self._take_pump()
+        take_precedence()
         self._control = Control(loop, self, wall)
         self._serving = Serving(
             loop,
@@ -205,6 +216,7 @@ class Daemon:
         self._estate.begin()
         self._estate.ledger.put(CONFIG, self.files.record())
         self._estate.ledger.put(NOFILE, self._nofile)
+        self._estate.ledger.put(NICE, self._nice)
         self._estate.ledger.put(JOURNAL, self._board.setting.to_journal)
         self.sharing.begin(self.config.sockets)
         for spec in self.config.watchers.values():

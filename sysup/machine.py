@@ -5,7 +5,7 @@ machine: one event in, a list of actions out. It is pure: it starts nothing, sen
 reads no clock. The shell (watcher.py) performs the actions and reports back.
 
     stopped    nothing runs and nothing is to
-    starting   spawned, not yet ready (or being spawned this very moment)
+    starting   spawned, on the way to its program, or not yet ready
     running    ready
     stopping   told to stop; or dead already, while its tree and its pipes are cleared away
     backoff    died; waits `delay` before it is started again
@@ -30,17 +30,35 @@ arithmetic of its own (policy.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 from sysup.config import WatcherSpec
+from sysup.moves import (
+    EVENTS,
+    Abandon,
+    Action,
+    Clear,
+    Event,
+    ExecFailed,
+    Executed,
+    Exited,
+    Kill,
+    Publish,
+    Signal,
+    Signalled,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+    Start,
+)
 from sysup.policy import (
     Answer,
     History,
     after_death,
     counts,
     describe_exit,
+    exec_timeout,
     is_stable,
     ready_delay,
     restarts,
@@ -68,122 +86,6 @@ class Want(StrEnum):
     DOWN = "down"
 
 
-# ---- events ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Start:
-    """Be up. By a command (`afresh`) earlier deaths are forgotten."""
-
-    afresh: bool = True
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Be down."""
-
-
-@dataclass(frozen=True)
-class Recycle:
-    """End the process, if there is one, and start a fresh one; the death does not count."""
-
-
-@dataclass(frozen=True)
-class Spawned:
-    """The process executes its program."""
-
-    serial: int
-
-
-@dataclass(frozen=True)
-class SpawnFailed:
-    """There is no process, and this is why."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Ready:
-    """The process says, or was seen, to be ready."""
-
-    serial: int
-
-
-@dataclass(frozen=True)
-class Signalled:
-    """A client had `signum` sent to the process: dying of it would be no crash."""
-
-    serial: int
-    signum: int
-
-
-@dataclass(frozen=True)
-class Exited:
-    """The process ended: an exit code, -N for signal N, or None when nobody could tell."""
-
-    serial: int
-    status: int | None
-
-
-@dataclass(frozen=True)
-class Released:
-    """Of a dead process nothing is left: its tree is empty, its pipes are read to the end."""
-
-    serial: int
-
-
-@dataclass(frozen=True)
-class Timeout:
-    """The deadline has come."""
-
-
-Event: TypeAlias = (
-    Start | Stop | Recycle | Spawned | SpawnFailed | Ready | Signalled | Exited | Released | Timeout
-)
-EVENTS: tuple[type[Event], ...] = get_args(Event)
-
-
-# ---- actions -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spawn:
-    """Start a process; answer with Spawned or SpawnFailed before anything else."""
-
-
-@dataclass(frozen=True)
-class Signal:
-    """Send `signum` to the process (and, by the watcher's options, to its children)."""
-
-    signum: int
-
-
-@dataclass(frozen=True)
-class Kill:
-    """Send SIGKILL to all that belongs to the process."""
-
-
-@dataclass(frozen=True)
-class Clear:
-    """The process is dead: clear its tree and pipes away, then answer Released."""
-
-
-@dataclass(frozen=True)
-class Abandon:
-    """The time for clearing away is over: close the pipes though somebody holds them."""
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Tell the subscribers."""
-
-    event: str
-    fields: dict[str, Any] = field(default_factory=dict)
-
-
-Action: TypeAlias = Spawn | Signal | Kill | Clear | Abandon | Publish
-
-
 # ---- the machine -------------------------------------------------------------------------
 
 
@@ -203,9 +105,9 @@ class Lifecycle:
     """
 
     __slots__ = (
-        *("alive", "delay", "entered", "expected", "expected_until", "failures", "history"),
-        *("last_exit", "rand", "reason", "released", "restarts", "serial", "spec", "stage"),
-        *("started", "state", "want"),
+        *("alive", "delay", "entered", "executed", "expected", "expected_until", "failures"),
+        *("history", "last_exit", "rand", "ran", "reason", "released", "restarts", "serial"),
+        *("spec", "stage", "started", "state", "want"),
     )
 
     def __init__(
@@ -224,6 +126,10 @@ class Lifecycle:
         self.reason = ""
         self.serial = 0
         self.alive = False
+        self.executed = False
+        """Whether the process executes its program, or did."""
+        self.ran = False
+        """Whether any process did."""
         self.released = True
         self.started = now
         self.stage = 0
@@ -252,6 +158,7 @@ class Lifecycle:
     ) -> Lifecycle:
         """From a `record`; stamps of monotonic time hold until the machine is booted anew."""
         life = cls(spec, 0.0, rand, history or History.restored(record["history"]))
+        life.ran = life.executed = bool(record["serial"])  # unless it is known better
         for name in cls.__slots__:
             if name in record and name != "history":
                 setattr(life, name, record[name])
@@ -264,16 +171,23 @@ class Lifecycle:
         serial = getattr(event, "serial", self.serial)
         if serial != self.serial and not isinstance(event, Spawned):
             return []
-        before, stage, alive = self.state, self.stage, self.alive
+        before = self._phase()
         self.state, actions = RULES[self.state, type(event)](self, event, now)
-        if (self.state, self.stage, self.alive) != (before, stage, alive):
+        if self._phase() != before:
             self.entered = now
         return actions
+
+    def _phase(self) -> tuple[State, int, bool, bool]:
+        """What a deadline is counted from the beginning of."""
+        return self.state, self.stage, self.alive, self.executed
 
     @property
     def deadline(self) -> float | None:
         """When Timeout is due; None: nothing is waited for but events."""
         match self.state:
+            case State.STARTING | State.STOPPING if self.alive and not self.executed:
+                stopping = self.state is State.STOPPING
+                return self.entered + exec_timeout(self.stage, stopping=stopping)
             case State.STARTING if self.alive:
                 return self.entered + ready_delay(self.spec)
             case State.BACKOFF | State.FLAPPING:
@@ -327,24 +241,48 @@ class Lifecycle:
         return self._spawn(event, now)
 
     def _spawned(self, event: Spawned, now: float) -> tuple[State, list[Action]]:
-        self.restarts += 1 if self.serial else 0
         self.serial = event.serial
-        self.alive, self.released = True, False
+        self.alive, self.executed, self.released = True, False, False
         self.started = now
+        self.stage = 0
         self.expected = frozenset()
-        if ready_delay(self.spec) > 0:
-            return State.STARTING, []
-        return State.RUNNING, []
+        return State.STARTING, []
 
     def _spawn_failed(self, event: SpawnFailed, now: float) -> tuple[State, list[Action]]:
         self.reason = event.reason
         self.last_exit = None
         return self._after_death(now, 0.0)
 
+    def _executed(self, event: Executed, now: float) -> tuple[State, list[Action]]:
+        self.restarts += self.ran
+        self.executed = self.ran = True
+        self.started = now
+        if self.state is State.STOPPING or ready_delay(self.spec) > 0:
+            return self.state, []
+        return State.RUNNING, []
+
+    def _exec_failed(self, event: ExecFailed, now: float) -> tuple[State, list[Action]]:
+        self.alive = False
+        self.reason = event.reason
+        self.last_exit = None
+        state, actions = self._after_death(now, 0.0)
+        return state, [Clear(), *actions]
+
+    def _exec_failed_stopping(self, event: ExecFailed, now: float) -> tuple[State, list[Action]]:
+        self.alive = False
+        return State.STOPPING, [Clear()]
+
     def _ready(self, event: Event, now: float) -> tuple[State, list[Action]]:
-        if not self.alive:
+        if not self.alive or not self.executed:
             return self.state, []
         return State.RUNNING, [Publish("ready")]
+
+    def _late(self, event: Event, now: float) -> tuple[State, list[Action]]:
+        """While starting: it has run long enough, or has taken too long to execute."""
+        if self.alive and not self.executed:
+            self.stage += 1
+            return State.STARTING, [Kill()]
+        return self._ready(event, now)
 
     def _note_signal(self, event: Signalled, now: float) -> tuple[State, list[Action]]:
         self.expected |= {event.signum}
@@ -373,7 +311,7 @@ class Lifecycle:
         if not self.alive:
             return self._over(now, [Abandon()])
         self.stage += 1
-        if self.stage < len(self.spec.stop_signal):
+        if self.stage < len(self.spec.stop_signal) and self.executed:
             return State.STOPPING, [Signal(self.spec.stop_signal[self.stage].signum)]
         return State.STOPPING, [Kill()]
 
@@ -448,40 +386,41 @@ _L = Lifecycle
 _ignore, _never = _L._ignore, _L._never
 
 # A row a state, in the order of EVENTS:
-#   Start          Stop            Recycle         Spawned       SpawnFailed
-#   Ready          Signalled       Exited          Released      Timeout
+#   Start          Stop            Recycle         Spawned       SpawnFailed   Executed
+#   ExecFailed     Ready           Signalled       Exited        Released      Timeout
 _TABLE: dict[State, tuple[Rule, ...]] = {
     State.STOPPED: (
-        *(_L._start, _ignore, _ignore, _never, _never),
-        *(_ignore, _ignore, _never, _ignore, _ignore),
+        *(_L._start, _ignore, _ignore, _never, _never, _never),
+        *(_never, _ignore, _ignore, _never, _ignore, _ignore),
     ),
     State.STARTING: (
-        *(_ignore, _L._stop, _L._end, _L._spawned, _L._spawn_failed),
-        *(_L._ready, _L._note_signal, _L._died, _L._released, _L._ready),
+        *(_ignore, _L._stop, _L._end, _L._spawned, _L._spawn_failed, _L._executed),
+        *(_L._exec_failed, _L._ready, _L._note_signal, _L._died, _L._released, _L._late),
     ),
     State.RUNNING: (
-        *(_ignore, _L._stop, _L._end, _never, _never),
-        *(_ignore, _L._note_signal, _L._died, _ignore, _ignore),
+        *(_ignore, _L._stop, _L._end, _never, _never, _never),
+        *(_never, _ignore, _L._note_signal, _L._died, _ignore, _ignore),
     ),
     State.STOPPING: (
-        *(_L._change_mind, _L._change_mind, _ignore, _never, _never),
-        *(_ignore, _ignore, _L._died_stopping, _L._cleared, _L._next_stage),
+        *(_L._change_mind, _L._change_mind, _ignore, _never, _never, _L._executed),
+        *(_L._exec_failed_stopping, _ignore, _ignore),
+        *(_L._died_stopping, _L._cleared, _L._next_stage),
     ),
     State.BACKOFF: (
-        *(_L._start, _L._stop, _ignore, _never, _never),
-        *(_ignore, _ignore, _never, _L._released, _L._retry),
+        *(_L._start, _L._stop, _ignore, _never, _never, _never),
+        *(_never, _ignore, _ignore, _never, _L._released, _L._retry),
     ),
     State.FLAPPING: (
-        *(_L._start, _L._stop, _ignore, _never, _never),
-        *(_ignore, _ignore, _never, _L._released, _L._spawn),
+        *(_L._start, _L._stop, _ignore, _never, _never, _never),
+        *(_never, _ignore, _ignore, _never, _L._released, _L._spawn),
     ),
     State.FAILED: (
-        *(_L._start, _L._stop, _ignore, _never, _never),
-        *(_ignore, _ignore, _never, _L._released, _ignore),
+        *(_L._start, _L._stop, _ignore, _never, _never, _never),
+        *(_never, _ignore, _ignore, _never, _L._released, _ignore),
     ),
     State.DONE: (
-        *(_L._start, _L._stop, _ignore, _never, _never),
-        *(_ignore, _ignore, _never, _L._released, _ignore),
+        *(_L._start, _L._stop, _ignore, _never, _never, _never),
+        *(_never, _ignore, _ignore, _never, _L._released, _ignore),
     ),
 }
 

@@ -7,6 +7,7 @@ taken around the selector, twice a turn, so a loop with nothing to do is not wok
 from __future__ import annotations
 
 import asyncio
+import os
 import selectors
 import time
 from collections import deque
@@ -20,6 +21,11 @@ LATELY = 60.0
 
 TURN = 0.003
 """Seconds of work in one turn of the loop."""
+
+CROWD = 2 * (os.cpu_count() or 1)
+"""So many processes that are yet to execute their programs are a crowd."""
+CROWDED = 0.02
+"""Seconds for which one counts."""
 
 
 class Pace(selectors.EpollSelector):
@@ -75,11 +81,66 @@ def figures(loop: asyncio.AbstractEventLoop) -> dict[str, float]:
     }
 
 
-class Backlog:
-    """Pieces of work that may be many at once: done in order, some in each turn of the loop."""
+class Crowd:
+    """Processes that were just made and are yet to execute their programs.
+
+    They need processors as the loop does. If there are many of them it gets its own share of
+    these no more, so who makes more waits for some of them; but not for any for long.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._since: dict[object, float] = {}
+        self._waiting: list[Callable[[], None]] = []
+        self._patience: asyncio.TimerHandle | None = None
+
+    def join(self, one: object) -> None:
+        """There is one more."""
+        self._since[one] = self._loop.time()
+
+    def leave(self, one: object) -> None:
+        """There is one less."""
+        self._since.pop(one, None)
+        if self._waiting and not self.is_dense:
+            self._call()
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there are too many of them for one more."""
+        if len(self._since) < CROWD:
+            return False
+        since = self._loop.time() - CROWDED
+        for one in list(self._since):  # in the order in which they came
+            if self._since[one] > since:
+                break
+            del self._since[one]
+        return len(self._since) >= CROWD
+
+    def when_thin(self, callback: Callable[[], None]) -> None:
+        """Have it called, soon, in a turn of the loop in which it is not dense."""
+        self._waiting.append(callback)
+        if not self.is_dense:
+            self._call()
+        elif self._patience is None:
+            oldest = next(iter(self._since.values()))
+            self._patience = self._loop.call_at(oldest + CROWDED, self._call)
+
+    def _call(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        waiting, self._waiting = self._waiting, []
+        for callback in waiting:
+            self._loop.call_soon(callback)
+
+
+class Backlog:
+    """Pieces of work that may be many at once: done in order, some in each turn of the loop, and
+    none while there is a crowd."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, crowd: Crowd) -> None:
+        self._loop = loop
+        self._crowd = crowd
         self._pieces: deque[Callable[[], object]] = deque()
 
     def __bool__(self) -> bool:
@@ -88,7 +149,7 @@ class Backlog:
     def put(self, piece: Callable[[], object]) -> None:
         """Have it done soon."""
         if not self._pieces:
-            self._loop.call_soon(self._work)
+            self._crowd.when_thin(self._work)
         self._pieces.append(piece)
 
     def _work(self) -> None:
@@ -96,11 +157,11 @@ class Backlog:
         try:
             while self._pieces:
                 self._pieces.popleft()()
-                if self._loop.time() >= until:
+                if self._loop.time() >= until or self._crowd.is_dense:
                     break
         finally:  # what one raises, by a bug, must not stop the others
             if self._pieces:
-                self._loop.call_soon(self._work)
+                self._crowd.when_thin(self._work)
 
 
 async def in_turns(work: Generator[None, None, T]) -> T:

@@ -16,7 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
-from sysup.machine import Lifecycle, Start, State, Stop, Want
+from sysup.machine import Lifecycle, State, Want
+from sysup.moves import Start, Stop
 
 NOT_SERVING = frozenset({State.BACKOFF, State.FLAPPING, State.FAILED, State.DONE})
 LOOPING = frozenset({State.FLAPPING, State.FAILED})

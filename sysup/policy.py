@@ -19,6 +19,11 @@ from typing import Any
 
 from sysup.config import Restart, WatcherSpec
 
+EXEC_TIMEOUT = 30.0
+"""Seconds that a process may take to execute its program: its directory or program may be on
+a server that does not answer."""
+EXEC_TIMEOUT_STOPPING = 1.0
+"""The same if it is to be stopped."""
 KILL_AGAIN = 5.0
 """Seconds until SIGKILL is sent once more to what has not died of it (a process in an
 uninterruptible sleep, or one that forked while it was killed)."""
@@ -157,6 +162,14 @@ def ready_delay(spec: WatcherSpec) -> float:
     """Seconds a process must run to count as ready; 0 = as soon as it is spawned."""
     kind, _, seconds = spec.ready.partition(":")
     return float(seconds) if kind == "uptime" else 0.0
+
+
+def exec_timeout(stage: int, *, stopping: bool) -> float:
+    """Seconds that a process may be on the way to its program, until SIGKILL; then until SIGKILL
+    once more."""
+    if stage:
+        return KILL_AGAIN
+    return EXEC_TIMEOUT_STOPPING if stopping else EXEC_TIMEOUT
 
 
 def stage_timeout(spec: WatcherSpec, stage: int) -> float:

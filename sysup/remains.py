@@ -84,7 +84,7 @@ class Remains:
         body.on_released = on_released
         self._bodies[body.serial] = body
         self._empty.clear()
-        if scope == "main":
+        if scope == "main" or body.failure:
             body.tree_empty = True
         else:
             self._kill(self._os.kill_group, body.process.pid)

@@ -10,7 +10,8 @@ from sysup.board import Board
 from sysup.body import used_sockets
 from sysup.config import Delta, Impact, SocketSpec
 from sysup.estate import Estate
-from sysup.machine import Start, Want
+from sysup.machine import Want
+from sysup.moves import Start
 from sysup.plan import NOT_SERVING
 from sysup.serving import Serving
 from sysup.sockets import Sockets

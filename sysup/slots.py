@@ -20,14 +20,16 @@ from sysup.body import Body, Death, Inherited
 from sysup.config import WatcherSpec
 from sysup.diary import about
 from sysup.generations import Generations
-from sysup.machine import (
+from sysup.machine import Lifecycle, State, Want
+from sysup.moves import (
     Abandon,
     Action,
     Clear,
     Event,
+    ExecFailed,
+    Executed,
     Exited,
     Kill,
-    Lifecycle,
     Publish,
     Recycle,
     Released,
@@ -37,14 +39,12 @@ from sysup.machine import (
     Spawned,
     SpawnFailed,
     Start,
-    State,
     Timeout,
-    Want,
 )
 from sysup.place import Place, Tally
 from sysup.plan import NOT_SERVING
 from sysup.policy import History, describe_exit
-from sysup.process import Unreaped
+from sysup.process import Birth, Unreaped
 from sysup.protocol import SysupError
 from sysup.stats import Steps
 from sysup.stdin import Input
@@ -91,8 +91,8 @@ class Slots:
 
     @property
     def newest(self) -> dict[int, Body]:
-        """By wid: the process there, or the last one where none is."""
-        living = {wid: p.body for wid, p in self.places.items() if p.body}
+        """By wid: the process there, or the last one that executed its program."""
+        living = {wid: p.body for wid, p in self.places.items() if p.body and not p.body.failure}
         return dict(sorted({**self.dead, **living}.items()))
 
     @property
@@ -177,6 +177,8 @@ class Slots:
             case Signal(signum):
                 self._signal(place, signum)
             case Kill():
+                if place.body and place.body.process.birth:
+                    place.body.process.birth.overdue = True
                 self._signal(place, signal.SIGKILL)
             case Clear() if place.body is not None:
                 body = place.body
@@ -312,8 +314,27 @@ class Slots:
         place.life.spec = self.spec
         place.luck = board.rand()
         self._watch(place, body)
-        self._publish("spawn", process_pid=body.process.pid, wid=place.wid)
         self.handle(place, Spawned(body.serial))
+        if birth := body.process.birth:
+            board.crowd.join(birth)
+            board.loop.add_reader(birth.sign, self._end_birth, place, body, birth)
+        else:
+            self._has_executed(place, body)
+
+    def _end_birth(self, place: Place, body: Body, birth: Birth) -> None:
+        """The process executes its program, or has ended."""
+        self.board.loop.remove_reader(birth.sign)
+        self.board.crowd.leave(birth)
+        try:
+            self.board.os.end_birth(body.process)
+        except SysupError as error:
+            body.failure = str(error)  # what comes of it follows from its end
+        else:
+            self._has_executed(place, body)
+
+    def _has_executed(self, place: Place, body: Body) -> None:
+        self._publish("spawn", process_pid=body.process.pid, wid=place.wid)
+        self.handle(place, Executed(body.serial))
 
     def _watch(self, place: Place, body: Body) -> None:
         """Have `_on_exit` called, in its turn, when the process ends."""
@@ -330,6 +351,8 @@ class Slots:
         board = self.board
         if body.process.pidfd < 0:
             return  # it was forgotten
+        if body.process.birth:
+            self._end_birth(place, body, body.process.birth)
         try:
             status = board.os.wait(body.process)
         except Unreaped:
@@ -339,6 +362,9 @@ class Slots:
         if body.stdin:
             body.stdin.close()
         board.bodies.pop(body.process.pid, None)
+        if body.failure:
+            self.handle(place, ExecFailed(body.serial, body.failure))
+            return
         self._publish("reap", process_pid=body.process.pid, wid=place.wid, exit_code=status)
         body.on_output.append(partial(self._take_output, place))
         body.death = Death(status, describe_exit(status), board.loop.time())
@@ -362,6 +388,9 @@ class Slots:
 
     def _send(self, place: Place, body: Body, signum: int) -> None:
         os, scope = self.board.os, place.life.spec.stop_scope
+        if body.process.birth:  # it may be yet to lead a group, and to be in its cgroup
+            os.signal(body.process, signum)
+            return
         if body.cgroup and scope == "tree" and signum == signal.SIGKILL:
             body.cgroup.kill()
             return
@@ -440,6 +469,8 @@ class Slots:
                 self.handle(place, Exited(place.life.serial, None))
             elif place.body is None and not place.life.released:
                 self.handle(place, Released(place.life.serial))
+            elif place.body and place.life.alive and not place.life.executed:
+                self._has_executed(place, place.body)
         self._changed(*self.places.values())
 
     def _restore_place(self, wid: int, saved: Mapping[str, Any]) -> None:

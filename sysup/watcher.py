@@ -22,7 +22,8 @@ from sysup import config
 from sysup.board import Board
 from sysup.body import Inherited
 from sysup.config import Impact, WatcherSpec
-from sysup.machine import Start, State, Want
+from sysup.machine import State, Want
+from sysup.moves import Start
 from sysup.pace import in_turns
 from sysup.place import Tally
 from sysup.plan import (
@@ -294,7 +295,7 @@ class Watcher:
                     self.slots.handle(self.slots.places[wid], event)
                 case Forget(wid):
                     self.slots.forget(wid)
-            if self.board.loop.time() >= until:
+            if self.board.must_pause(until):
                 return True
         self._come_to_rest(planned.again_at)
         return bool(planned.steps)

@@ -94,11 +94,13 @@ class Host:
         self.patch = patch
         patch.setenv("SYSUP_RUNTIME_DIR", str(directory / "run"))
         for name, value in {
-            "OS": lambda nofile: world.os,
+            "OS": lambda nofile, nice: world.os,
             "Pump": lambda memfd, later: world.pump,
             "Control": lambda loop, app, wall: self.control,
             "become_subreaper": lambda: None,
             "raise_nofile": lambda: (1024, 1024),
+            "set_nice": lambda nice: None,
+            "take_precedence": lambda: None,
         }.items():
             patch.setattr(module, name, value)
         patch.setattr(signal, "pthread_sigmask", lambda how, signals: set())

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "sysup"
 
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"machine", "policy", "plan", "config", "protocol", "certificates"}),
+    frozenset({"machine", "moves", "policy", "plan", "config", "protocol", "certificates"}),
     frozenset({"process", "streams", "sockets", "stdin", "systemd", "health", "stats"})
     | frozenset({"runtime", "source", "signals", "matching", "ledger", "lot", "keys"}),
     frozenset({"endpoints", "doorman", "guard", "peers", "outside", "events", "taps"})

@@ -10,16 +10,16 @@ import pytest
 
 from docs import lifecycle
 from sysup.config import FlappingSpec, Restart, StopStage, WatcherSpec
-from sysup.machine import (
+from sysup.machine import RULES, Lifecycle, State, Want
+from sysup.moves import (
     EVENTS,
-    RULES,
     Abandon,
     Action,
     Clear,
     Event,
+    Executed,
     Exited,
     Kill,
-    Lifecycle,
     Publish,
     Recycle,
     Released,
@@ -29,10 +29,8 @@ from sysup.machine import (
     Spawned,
     SpawnFailed,
     Start,
-    State,
     Stop,
     Timeout,
-    Want,
 )
 from sysup.policy import (
     KILL_AGAIN,
@@ -54,6 +52,7 @@ class Bench:
         self.life = Lifecycle(spec, self.now, lambda: 0.0, history)
         self.serial = 0
         self.spawn_error: str | None = None
+        self.executes = True
         self.actions: list[Action] = []
 
     def give(self, event: Event) -> list[Action]:
@@ -63,7 +62,8 @@ class Bench:
             if self.spawn_error is not None:
                 return self.give(SpawnFailed(self.spawn_error))
             self.serial += 1
-            return self.give(Spawned(self.serial))
+            self.give(Spawned(self.serial))
+            return self.give(Executed(self.serial)) if self.executes else actions
         return actions
 
     def exit(self, status: int | None, after: float = 0.0) -> None:

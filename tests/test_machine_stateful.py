@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from sysup.config import Restart, StopStage, WatcherSpec
-from sysup.machine import (
+from sysup.machine import Lifecycle, State, Want
+from sysup.moves import (
     Abandon,
     Clear,
     Event,
+    ExecFailed,
+    Executed,
     Exited,
     Kill,
-    Lifecycle,
     Ready,
     Recycle,
     Released,
@@ -29,10 +31,8 @@ from sysup.machine import (
     Spawned,
     SpawnFailed,
     Start,
-    State,
     Stop,
     Timeout,
-    Want,
 )
 
 DEAD_STATES = {State.STOPPED, State.BACKOFF, State.FLAPPING, State.FAILED, State.DONE}
@@ -67,6 +67,7 @@ class SlotMachine(RuleBasedStateMachine):
         self.living: set[int] = set()
         self.buried: set[int] = set()
         self.spawns_work = True
+        self.execs_at_once = True
         self.commanded = False
         self.commanded_until = 0.0
 
@@ -90,6 +91,8 @@ class SlotMachine(RuleBasedStateMachine):
         self.living.add(self.serials)
         self.commanded = False
         self.give(Spawned(self.serials))
+        if self.execs_at_once:
+            self.give(Executed(self.serials))
 
     @rule()
     def start(self) -> None:
@@ -106,6 +109,21 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(works=st.booleans())
     def programs_come_and_go(self, works: bool) -> None:
         self.spawns_work = works
+
+    @rule(at_once=st.booleans())
+    def programs_are_near_or_far(self, at_once: bool) -> None:
+        self.execs_at_once = at_once
+
+    @precondition(lambda self: self.life.alive and not self.life.executed)
+    @rule()
+    def execute(self) -> None:
+        self.give(Executed(self.life.serial))
+
+    @precondition(lambda self: self.life.alive and not self.life.executed)
+    @rule()
+    def fail_to_execute(self) -> None:
+        self.living.remove(self.life.serial)
+        self.give(ExecFailed(self.life.serial, "no such file"))
 
     @precondition(lambda self: self.living)
     @rule(signum=st.sampled_from([9, 15, 10]))
@@ -161,6 +179,7 @@ class SlotMachine(RuleBasedStateMachine):
             assert not self.life.alive
         if self.life.state is State.RUNNING:
             assert self.life.alive
+            assert self.life.executed
 
     @invariant()
     def a_waiting_state_has_a_deadline(self) -> None:

@@ -78,6 +78,13 @@ def test_memory(program: Path, tmp_path: Path) -> None:
     run(build(program, "address", tmp_path), tmp_path)
 
 
+def test_children_beside_us(tmp_path: Path) -> None:
+    """Under a sanitizer they don't run beside us, as it takes notes of the thread whose memory
+    they have."""
+    program = ROOT / "tests/native/spawn_test.c"
+    run(build(program, NO_SANITIZER, tmp_path), tmp_path)
+
+
 @pytest.mark.parametrize(
     "program",
     [p for p in PROGRAMS if p.stem.startswith("stress")],

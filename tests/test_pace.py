@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from sysup import pace
-from sysup.pace import LATELY, TURN, Backlog, Loop, Pace, in_turns
+from sysup.pace import LATELY, TURN, Backlog, Crowd, Loop, Pace, in_turns
 from tests.world import World
 
 
@@ -125,7 +125,7 @@ def test_long_work_lets_others_have_their_turns(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_backlog_is_done_in_order_some_in_each_turn(world: World) -> None:
-    backlog, done, turns = Backlog(world.loop), list[int](), list[int]()
+    backlog, done, turns = Backlog(world.loop, Crowd(world.loop)), list[int](), list[int]()
 
     def piece(number: int) -> None:
         world.loop.now += TURN / 4
@@ -147,7 +147,7 @@ def test_a_backlog_is_done_in_order_some_in_each_turn(world: World) -> None:
 
 
 def test_what_one_piece_raises_does_not_stop_the_others(world: World) -> None:
-    backlog, done = Backlog(world.loop), list[int]()
+    backlog, done = Backlog(world.loop, Crowd(world.loop)), list[int]()
     backlog.put(partial(int, "x"))
     backlog.put(partial(done.append, 1))
     world.loop.settle()

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from sysup.config import WatcherSpec
-from sysup.machine import Exited, Lifecycle, Spawned, SpawnFailed, Start, State, Stop, Want
+from sysup.machine import Lifecycle, State, Want
+from sysup.moves import Executed, Exited, Spawned, SpawnFailed, Start, Stop
 from sysup.plan import Forget, Goal, Launch, Plan, Rollout, Send, Slot, plan, public_state
 
 SPEC = WatcherSpec(name="web", cmd="web")
@@ -24,6 +25,7 @@ def running(wid: int, generation: int = 1, started: float = 0.0) -> Slot:
     life = Lifecycle(SPEC, started, lambda: 0.0)
     life.handle(Start(), started)
     life.handle(Spawned(wid), started)
+    life.handle(Executed(wid), started)
     return Slot(wid, generation, life)
 
 

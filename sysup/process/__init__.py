@@ -16,8 +16,17 @@ Tests of the modules above replace `OS` as a whole.
 
 from sysup.process.cgroups import Cgroup, Cgroups
 from sysup.process.identity import Identity, identity
-from sysup.process.launch import CAPABILITIES, RLIMITS, Launch, Launcher, Process, SpawnError
-from sysup.process.system import MARKER, OS, Unclear, Unreaped, become_subreaper, raise_nofile
+from sysup.process.launch import CAPABILITIES, RLIMITS, Birth, Launch, Launcher, Process, SpawnError
+from sysup.process.system import (
+    MARKER,
+    OS,
+    Unclear,
+    Unreaped,
+    become_subreaper,
+    raise_nofile,
+    set_nice,
+    take_precedence,
+)
 from sysup.process.terminal import open_terminal
 
 __all__ = [
@@ -25,6 +34,7 @@ __all__ = [
     "MARKER",
     "OS",
     "RLIMITS",
+    "Birth",
     "Cgroup",
     "Cgroups",
     "Identity",
@@ -38,4 +48,6 @@ __all__ = [
     "identity",
     "open_terminal",
     "raise_nofile",
+    "set_nice",
+    "take_precedence",
 ]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 from sysup import config
 from sysup._native import ffi, lib
@@ -41,10 +42,6 @@ LONGEST_SHOWN = 100
 """Characters of what can't be said to the system."""
 PID_ROOM = 11
 """Bytes of a pid in decimal with its NUL."""
-PATIENCE = 4.0
-LEAST_PATIENCE = 0.5
-"""Seconds that a process may take to execute its program, which all else waits for: half as long
-each time that it took longer, down to the least."""
 
 
 class SpawnError(SysupError):
@@ -53,7 +50,7 @@ class SpawnError(SysupError):
     Args:
         message: what could not be done, with what, and why.
         step: the step that failed, as the C code names it: "exec", "cwd", "uid", ...
-        code: the system's errno.
+        code: the system's errno; ETIME: it did not answer.
     """
 
     errno = Errno.OS_ERROR
@@ -100,12 +97,71 @@ class Launch(NamedTuple):
     new_session: bool = True
 
 
+class Birth:
+    """A process on the way to its program, which is yet to prepare itself.
+
+    Args:
+        launcher: whose process it is.
+        child: the C code's part of it.
+        sign: a descriptor, readable once the process has executed its program or ended without.
+        file: the program.
+        fds: its descriptors, as (there, here).
+        kept: what the process reads in our memory until then.
+    """
+
+    _all: ClassVar[set[Birth]] = set()
+    """All that are under way; what is in here is in use by a process."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        child: CData,
+        sign: int,
+        file: str,
+        fds: Sequence[tuple[int, int]],
+        kept: tuple[Any, ...],
+    ) -> None:
+        self.sign = sign
+        self.overdue = False
+        """Whether it is killed because it took too long."""
+        self.signals: list[int] = []
+        """What was sent to it meanwhile."""
+        self._launcher = launcher
+        self._child = child
+        self._file = file
+        self._fds = fds
+        self._kept = kept
+        self._begun = time.monotonic()
+        self._all.add(self)
+
+    def end(self) -> None:
+        """Be done, once: `sign` is readable, or the process has ended.
+
+        Raises SpawnError when it could not execute its program; then it ends, and is to be
+        reaped as any other. Raises BlockingIOError, with nothing done, when it is too early.
+        """
+        result = ffi.new("struct spawn_result *")
+        rc = lib.spawn_end(self._child, result)
+        if rc == -errno.EAGAIN:
+            raise BlockingIOError(errno.EAGAIN, "it is on its way yet")
+        self._all.discard(self)
+        if rc == 0 and self.overdue:
+            rc = -errno.ETIME
+        if rc < 0:
+            waited = time.monotonic() - self._begun
+            raise self._launcher.explain(-rc, result, self._file, self._fds, waited)
+
+
 @dataclass(slots=True)
 class Process:
-    """A process that was started here, held by its pidfd until `OS.close`."""
+    """A process that was started here, held by its pidfd until `OS.close`.
+
+    `birth` is to be ended; None: it executes its program.
+    """
 
     pid: int
     pidfd: int
+    birth: Birth | None = None
 
 
 class Launcher:
@@ -123,14 +179,12 @@ class Launcher:
 
     def __init__(self, launch: Launch, nofile: Limits | None = None) -> None:
         self._launch = launch
-        self._file = launch.file or ""
         self._rlimits = effective_limits(launch.rlimits, nofile)
         self._env = {name: _variable(name, value) for name, value in launch.env.items()}
         self._argv = [_string(argument, "an argument") for argument in launch.argv]
         self._result = ffi.new("struct spawn_result *")
         self._spec = ffi.new("struct spawn_spec *")
         self._kept: list[CData] = []
-        self._patience = PATIENCE
         try:
             self._fill()
         except OverflowError as error:
@@ -144,7 +198,7 @@ class Launcher:
         fds: Mapping[int, int] | None = None,
         cgroup_fd: int = -1,
     ) -> Process:
-        """Start one; it has executed its program when this returns.
+        """Start one, which is on the way to its program when this returns.
 
         Args:
             argv: instead of the launch's.
@@ -152,17 +206,16 @@ class Launcher:
             fds: descriptors beside the launch's, or instead of some.
             cgroup_fd: directory of the cgroup to be born into; -1: the daemon's.
 
-        Raises SpawnError, and then nothing is left behind. Where a file or directory does not
-        answer, that is after PATIENCE.
+        Raises SpawnError when there can be no process.
         """
         spec = self._spec
-        arguments = self._argv
+        arguments, file = self._argv, self._launch.file
         if argv is not None:
             arguments = [_string(argument, "an argument") for argument in argv]
-        if self._launch.file is None:
+        if file is None:
             if not arguments:
                 raise SysupError("cannot execute: there is no program")
-            self._file, spec.file = ffi.string(arguments[0]).decode(errors="replace"), arguments[0]
+            file, spec.file = ffi.string(arguments[0]).decode(errors="replace"), arguments[0]
         pairs = {**self._launch.fds, **(fds or {})}
         variables = dict(self._env)
         for name, value in (env or {}).items():
@@ -176,12 +229,13 @@ class Launcher:
         c_fds = ffi.new("struct spawn_fd[]", [(ours, theirs) for theirs, ours in pairs.items()])
         spec.argv, spec.envp, spec.fds, spec.n_fds = c_argv, c_envp, c_fds, len(pairs)
         spec.cgroup_fd = cgroup_fd
-        spec.patience_ms = round(self._patience * 1000)
-        rc = lib.spawn(spec, self._result)
+        result, child = self._result, ffi.new("struct child **")
+        rc = lib.spawn_begin(spec, result, child)
         if rc < 0:
-            raise self._explain(-rc, list(pairs.items()))
-        self._patience = PATIENCE
-        return Process(self._result.pid, self._result.pidfd)
+            raise self.explain(-rc, result, file)
+        kept = (arguments, variables, c_argv, c_envp, c_fds)
+        birth = Birth(self, child[0], result.sign, file, tuple(pairs.items()), kept)
+        return Process(result.pid, result.pidfd, birth)
 
     def _keep(self, cdata: CData) -> CData:
         """Memory that cffi gives is free again when Python forgets it."""
@@ -224,9 +278,24 @@ class Launcher:
             | lib.SPAWN_CAPABILITIES * (launch.capabilities is not None)
         )
 
-    def _explain(self, code: int, fds: Sequence[tuple[int, int]]) -> SpawnError:
-        """Which step failed, on what, and why, in words."""
-        launch, result = self._launch, self._result
+    def explain(
+        self,
+        code: int,
+        result: CData,
+        file: str,
+        fds: Sequence[tuple[int, int]] = (),
+        waited: float = 0.0,
+    ) -> SpawnError:
+        """Which step failed, on what, and why, in words.
+
+        Args:
+            code: the errno.
+            result: of the C code.
+            file: the program.
+            fds: descriptors, as (there, here).
+            waited: seconds that it took.
+        """
+        launch = self._launch
         step = ffi.string(lib.spawn_step_name(result.step)).decode()
         reason = os.strerror(code)
         what = {
@@ -243,7 +312,7 @@ class Launcher:
             "capabilities": f"set capabilities {_listed(launch.capabilities or ('none',))}",
             "no_new_privs": "set no_new_privs",
             "cwd": f"change to directory {launch.cwd}",
-            "exec": f"execute {self._file}",
+            "exec": f"execute {file}",
         }.get(step, f"prepare its {step}")
         if step == "rlimit":
             name, soft, hard = self._rlimits[result.index]
@@ -252,18 +321,17 @@ class Launcher:
             theirs, ours = fds[result.index]
             what = f"make descriptor {ours} its descriptor {theirs}"
         elif step == "exec":
-            reason += self._hint(code)
+            reason += self._hint(code, file)
         if code == errno.ETIME:
-            reason = f"no answer within {self._patience:g} s"
-            self._patience = max(LEAST_PATIENCE, self._patience / 2)
+            reason = f"no answer within {waited:.0f} s"
         return SpawnError(f"cannot {what}: {reason}", step, code)
 
-    def _hint(self, code: int) -> str:
+    def _hint(self, code: int, file: str) -> str:
         """What people stumble over: errno names the program, but it is not the program."""
         if code == errno.ENOEXEC:
             return " (a script begins with a line like #!/bin/sh)"
-        path = os.path.join(self._launch.cwd or "", self._file)
-        if code == errno.ENOENT and "/" in self._file and os.path.exists(path):
+        path = os.path.join(self._launch.cwd or "", file)
+        if code == errno.ENOENT and "/" in file and os.path.exists(path):
             return " (the program is there; its interpreter or loader is not)"
         return ""
 

@@ -12,6 +12,7 @@ import time
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from sysup._native import ffi, lib
@@ -51,14 +52,16 @@ class OS:
 
     Args:
         nofile: the limits of descriptors that children get, from `raise_nofile`; None: ours.
+        nice: how nice children are that are told nothing else; None: as we are.
     """
 
-    def __init__(self, nofile: tuple[int, int] | None = None) -> None:
+    def __init__(self, nofile: tuple[int, int] | None = None, nice: int | None = None) -> None:
         infinite = resource.RLIM_INFINITY
         self._nofile: Limits | None = None
         if nofile is not None:
             soft, hard = nofile
             self._nofile = (None if soft == infinite else soft, None if hard == infinite else hard)
+        self._nice = nice
         self._room = 1024
         self._unreaped: dict[int, float] = {}
         """By pid, when that was first found to be so."""
@@ -69,6 +72,8 @@ class OS:
 
     def launcher(self, launch: Launch) -> Launcher:
         """Prepare to start processes. Raises SysupError as Launcher does."""
+        if launch.nice is None:
+            launch = launch._replace(nice=self._nice)
         return Launcher(launch, self._nofile)
 
     def wait(self, process: Process) -> int | None:
@@ -134,9 +139,17 @@ class OS:
             process.pidfd = -1
 
     def signal(self, process: Process, signum: int) -> bool:
-        """Send a signal; False when it has gone. Raises SysupError when it may not."""
+        """Send a signal; False when it has gone. Raises SysupError when it may not.
+
+        On the way to its program it gets SIGKILL alone. Others are for the program; some would
+        be lost, and some dump core, which up to Linux 5.15 ends all who share the memory. They
+        follow at `end_birth`.
+        """
         if process.pidfd < 0:
             return False
+        if process.birth and signum != signal.SIGKILL:
+            process.birth.signals.append(signum)
+            return True
         try:
             signal.pidfd_send_signal(process.pidfd, signum)
         except ProcessLookupError:
@@ -144,6 +157,17 @@ class OS:
         except OSError as error:
             raise _cannot_signal(f"process {process.pid}", signum, error) from None
         return True
+
+    def end_birth(self, process: Process) -> None:
+        """Let it be born: its birth's `sign` is readable, or it has ended.
+
+        What was sent to it meanwhile reaches it. Raises SpawnError as Birth.end does.
+        """
+        birth, process.birth = process.birth, None
+        if birth:
+            birth.end()
+            for signum in birth.signals:
+                self.signal(process, signum)
 
     def set_limit(self, process: Process, name: str, soft: int | None, hard: int | None) -> bool:
         """Change a limit of a running process; False when it has gone.
@@ -477,4 +501,42 @@ def raise_nofile() -> tuple[int, int]:
             "and 3 for each process"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    make_room(hard)
     return soft, hard
+
+
+ROOM = 1 << 14
+"""Descriptors that the table is made for: it has 8 bytes for each."""
+
+
+def make_room(most: int) -> None:
+    """Have the table of descriptors grow now, before there are threads.
+
+    Later it grows when it is full, by doubling, and who needs the next descriptor then waits until
+    no other thread reads the old table: 10 to 20 ms each time (expand_fdtable() in the kernel).
+    """
+    room = ROOM if most == resource.RLIM_INFINITY else min(ROOM, most)
+    with suppress(OSError):  # there need not be so many
+        os.close(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, room - 1))
+
+
+MOST_PRECEDENCE = -20
+
+
+def set_nice(nice: int) -> None:
+    """Have this thread, and those that it makes, be so nice (setpriority(2)), if it may."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+
+
+def take_precedence() -> None:
+    """Have this thread, and those that it makes, get a processor before others.
+
+    Hundreds of children that want processors would else have the loop wait for its turn among
+    them, up to seconds. Where the kernel gives each session the same (sched(7), autogroup), and
+    ours is the daemon's alone, that gets precedence as well. What may not be is left.
+    """
+    set_nice(MOST_PRECEDENCE)
+    if os.getsid(0) == os.getpid():
+        with suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(MOST_PRECEDENCE))

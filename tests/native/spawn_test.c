@@ -1,4 +1,4 @@
-/* What a child of spawn() is, seen from inside it, and what is left of one that failed.
+/* What a spawned child is, seen from inside it, and what is left of one that failed.
  *
  * All of it is done three times: as the kernel allows it, with a seccomp filter that
  * answers ENOSYS to what old kernels don't have, and with one that forbids it by EPERM, as
@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -56,6 +57,28 @@ static int open_fds(void)
     return n;
 }
 
+/* Start one and wait until it has executed its program, or has failed to: then it is reaped. */
+static int spawn(const struct spawn_spec *spec, struct spawn_result *ret_)
+{
+    struct child *child;
+    struct spawn_result found;
+    int rc = spawn_begin(spec, &found, &child);
+    if (rc == 0) {
+        *ret_ = found;
+        struct pollfd sign = {.fd = found.sign, .events = POLLIN};
+        CHECK(poll(&sign, 1, 60000) == 1);
+        rc = spawn_end(child, &found);
+        CHECK(rc != -EAGAIN);
+        if (rc < 0) {
+            CHECK(waitpid(ret_->pid, NULL, 0) == ret_->pid);
+            close(ret_->pidfd);
+        }
+    }
+    ret_->step = found.step;
+    ret_->index = found.index;
+    return rc;
+}
+
 /* Run it with its stdout in a pipe; returns what it printed. */
 static const char *output_of(struct spawn_spec spec, const struct spawn_fd *more, size_t n_more)
 {
@@ -96,13 +119,12 @@ static const char *shell(struct spawn_spec spec, char *script)
 static void fails(struct spawn_spec spec, int32_t step, int error)
 {
     int before = open_fds();
-    struct spawn_result result = {.pid = -7, .pidfd = -7, .step = -7};
+    struct spawn_result result = {.step = -7};
     int rc = spawn(&spec, &result);
     if (rc != -error || result.step != step)
         fprintf(stderr, "%d at %s\n", rc, spawn_step_name(result.step));
     CHECK(rc == -error);
     CHECK(result.step == step);
-    CHECK(result.pid == -7 && result.pidfd == -7);
     CHECK(waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD);
     CHECK(open_fds() == before);
 }
@@ -388,8 +410,35 @@ static void test_scan(void)
     close(result.pidfd);
 }
 
+/* Children that fail at every call leave our errno alone while they run beside us, in whatever number. */
+static void test_beside_us(void)
+{
+    enum { MANY = 200 };
+    char *argv[] = {"/nosuch/program", NULL};
+    struct child *children[MANY];
+    struct spawn_result results[MANY];
+    struct spawn_spec spec = plain(argv);
+    int before = open_fds();
+    spec.search = "/nosuch:/nosuch/either", spec.file = "nosuch";
+    for (int i = 0; i < MANY; i++)
+        CHECK(spawn_begin(&spec, &results[i], &children[i]) == 0);
+    for (int i = 0; i < MANY; i++) {
+        struct pollfd sign = {.fd = results[i].sign, .events = POLLIN};
+        errno = EXFULL;
+        while (poll(&sign, 1, 0) == 0)
+            CHECK(errno == EXFULL);
+        CHECK(errno == EXFULL);
+        struct spawn_result result;
+        CHECK(spawn_end(children[i], &result) == -ENOENT && result.step == SPAWN_STEP_EXEC);
+        CHECK(waitpid(results[i].pid, NULL, 0) == results[i].pid);
+        close(results[i].pidfd);
+    }
+    CHECK(open_fds() == before);
+}
+
 static void run_all(void)
 {
+    test_beside_us();
     test_signals();
     test_fds();
     test_limits();
@@ -406,7 +455,7 @@ static void run_all(void)
     }
 }
 
-/* Answer `error` to the system calls that spawn() can do without. */
+/* Answer `error` to the system calls that a spawn can do without. */
 static void pretend_old_kernel(int error)
 {
     const uint32_t answer = SECCOMP_RET_ERRNO | (uint32_t)error;

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sysup.process import OS, Launch, Process
+from sysup.process import OS, Launch, Process, SpawnError
 
 NOBODY = 65534
 PATH = "/usr/bin:/bin"
@@ -25,6 +25,20 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="root can prove this, 
 def launch(*argv: str, **options: Any) -> Launch:
     """What a test starts: with this PATH and our output, if it isn't told otherwise."""
     return Launch(argv=argv, env={"PATH": PATH}, **{"search": PATH, **options})
+
+
+def born(system: OS, child: Process) -> Process:
+    """Wait until it has executed its program; raises SpawnError, with nothing left, if it can't."""
+    if child.birth:
+        poll = select.poll()
+        poll.register(child.birth.sign, select.POLLIN)
+        assert poll.poll(WITHIN * 1000), "it should have executed its program"
+    try:
+        system.end_birth(child)
+    except SpawnError:
+        ended(system, child)
+        raise
+    return child
 
 
 def ended(system: OS, child: Process) -> int | None:
@@ -41,7 +55,7 @@ def output(system: OS, what: Launch, **options: Any) -> str:
     """Run it to its end; returns what it printed."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     try:
-        child = system.launcher(what).spawn(fds={1: writing}, **options)
+        child = born(system, system.launcher(what).spawn(fds={1: writing}, **options))
     finally:
         os.close(writing)
     with open(reading, encoding="utf-8", errors="surrogateescape") as file:

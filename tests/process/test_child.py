@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ from sysup import config, process
 from sysup.process import OS, Launch, SpawnError
 from tests.process.real import (
     NOBODY,
+    born,
     ended,
     launch,
     needs_root,
@@ -37,8 +39,8 @@ def test_arguments_and_environment_are_exact(system: OS) -> None:
 def test_one_launcher_starts_what_differs(system: OS) -> None:
     launcher = system.launcher(launch("/bin/sh", "-c", 'exit "$N"'))
     for number in (3, 4):
-        assert ended(system, launcher.spawn(env={"N": str(number)})) == number
-    other = launcher.spawn(argv=["/bin/sh", "-c", "exit 7"])
+        assert ended(system, born(system, launcher.spawn(env={"N": str(number)}))) == number
+    other = born(system, launcher.spawn(argv=["/bin/sh", "-c", "exit 7"]))
     assert ended(system, other) == 7
 
 
@@ -77,7 +79,9 @@ def test_descriptors_may_change_places(system: OS) -> None:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     with open(reading, encoding="utf-8") as file:
         swapped = {0: writing, writing: 2, 1: writing, 2: 1}
-        child = system.launcher(launch("sh", "-c", "echo a; echo b >&0", fds=swapped)).spawn()
+        child = born(
+            system, system.launcher(launch("sh", "-c", "echo a; echo b >&0", fds=swapped)).spawn()
+        )
         os.close(writing)
         assert ended(system, child) == 0
         assert file.read() == "a\nb\n"
@@ -176,7 +180,7 @@ def test_the_new_user_enters_the_directory(system: OS, tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
     with pytest.raises(SpawnError, match=r"cannot change to directory .*closed: Permission"):
-        system.launcher(launch("true", uid=NOBODY, cwd=str(closed))).spawn()
+        born(system, system.launcher(launch("true", uid=NOBODY, cwd=str(closed))).spawn())
 
 
 @needs_root
@@ -224,7 +228,29 @@ def test_what_is_no_cgroup(system: OS, tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with pytest.raises(SpawnError, match=r"^cannot join its cgroup: ") as caught:
-            system.launcher(launch("true")).spawn(cgroup_fd=fd)
+            born(system, system.launcher(launch("true")).spawn(cgroup_fd=fd))
     finally:
         os.close(fd)
     assert caught.value.step == "cgroup"
+
+
+def test_its_oom_score_is_not_ours(system: OS) -> None:
+    """The kernel gives it to all who share the memory."""
+    ours = Path("/proc/self/oom_score_adj").read_text()
+    assert output(system, launch("cat", "/proc/self/oom_score_adj", oom_score_adj=777)) == "777\n"
+    assert Path("/proc/self/oom_score_adj").read_text() == ours
+
+
+def test_many_at_once_are_what_they_are_to_be(system: OS) -> None:
+    """Nobody waits for them, nor keeps what they are made of."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    made = []
+    for number in range(50):
+        what = launch("sh", fds={0: 0, 1: writing, 2: 2})._replace(env={"N": str(number)})
+        argv = ["/bin/sh", "-c", 'echo "$N $0"', f"a{number}"]
+        made.append(system.launcher(what).spawn(argv=argv))
+        gc.collect(0)
+    os.close(writing)
+    assert [ended(system, born(system, child)) for child in made] == [0] * 50
+    with open(reading) as file:
+        assert sorted(file) == sorted(f"{number} a{number}\n" for number in range(50))

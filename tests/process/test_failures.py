@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from typing import Any
 import pytest
 
 from sysup.process import OS, Launch, SpawnError
-from sysup.process import launch as module
 from sysup.protocol import Errno, SysupError
 from tests.process.real import (
     PATH,
+    born,
     children,
     descriptors,
+    ended,
     launch,
     output,
 )
@@ -59,7 +59,7 @@ def test_the_failed_step_is_named(step: str, system: OS) -> None:
     before, ours = descriptors(), children()
     what = Launch(**{"argv": ["true"], "search": PATH, **options})
     with pytest.raises(SpawnError) as caught:
-        system.launcher(what).spawn()
+        born(system, system.launcher(what).spawn())
     error = caught.value
     assert (error.step, error.code, error.errno) == (step, code, Errno.OS_ERROR)
     assert str(error).startswith(message)
@@ -72,9 +72,9 @@ def test_a_user_may_not_become_another(system: OS) -> None:
     code = f"""
 import sys
 from sysup.process import OS, Launch, SpawnError
-from sysup.process import launch as module
+from tests.process.real import born
 try:
-    OS().launcher(Launch(argv=["/bin/true"], uid={os.getuid() + 1})).spawn()
+    born(OS(), OS().launcher(Launch(argv=["/bin/true"], uid={os.getuid() + 1})).spawn())
 except SpawnError as error:
     sys.stdout.write(str(error))
 """
@@ -97,16 +97,16 @@ def test_what_is_no_program(
 ) -> None:
     path = script(tmp_path, text, mode)
     with pytest.raises(SpawnError, match=f"^cannot execute {path}: {message}") as caught:
-        system.launcher(launch(path)).spawn()
+        born(system, system.launcher(launch(path)).spawn())
     assert caught.value.code == code
     with pytest.raises(SpawnError) as caught:
-        system.launcher(launch("program", search=f"/nosuch:{tmp_path}")).spawn()
+        born(system, system.launcher(launch("program", search=f"/nosuch:{tmp_path}")).spawn())
     assert caught.value.code == code
 
 
 def test_a_directory_is_no_program(system: OS) -> None:
     with pytest.raises(SpawnError, match="cannot execute /usr: Permission denied"):
-        system.launcher(launch("/usr")).spawn()
+        born(system, system.launcher(launch("/usr")).spawn())
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_what_cannot_be_said_to_the_system(options: dict[str, Any], system: OS) 
 
 def test_no_program_at_all(system: OS) -> None:
     with pytest.raises(SysupError, match="no program"):
-        system.launcher(Launch(argv=[])).spawn()
+        born(system, system.launcher(Launch(argv=[])).spawn())
 
 
 def test_a_thousand_failures_leave_nothing(system: OS) -> None:
@@ -147,7 +147,7 @@ def test_a_thousand_failures_leave_nothing(system: OS) -> None:
     ]
     for turn in range(1000):
         with pytest.raises(SpawnError):
-            launchers[turn % 3].spawn()
+            born(system, launchers[turn % 3].spawn())
     assert descriptors() == before
     assert children() <= ours, "no process is left"
 
@@ -159,7 +159,7 @@ def test_out_of_descriptors(system: OS) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     try:
         with pytest.raises(SpawnError, match="cannot create a process: Too many open files"):
-            launcher.spawn()
+            born(system, launcher.spawn())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert children() <= ours
@@ -180,18 +180,29 @@ def leased(tmp_path: Path) -> Iterator[str]:
         signal.signal(signal.SIGIO, before)
 
 
-def test_a_program_that_does_not_answer_is_waited_for_ever_shorter(
-    system: OS, leased: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 0.2)
-    monkeypatch.setattr(module, "LEAST_PATIENCE", 0.1)
+def test_a_program_that_does_not_answer_is_not_waited_for(system: OS, leased: str) -> None:
     launcher, before, ours = system.launcher(launch(leased)), descriptors(), children()
-    begun = time.monotonic()
-    for patience in ("0.2", "0.1", "0.1"):
+    waiting = [launcher.spawn() for _ in range(3)]
+    assert output(system, launch("echo", "others start meanwhile")) == "others start meanwhile\n"
+    for child in waiting:
+        assert child.birth
+        with pytest.raises(BlockingIOError):
+            child.birth.end()
+        child.birth.overdue = True
+        system.signal(child, signal.SIGKILL)
         with pytest.raises(SpawnError) as caught:
-            launcher.spawn()
-        assert str(caught.value) == f"cannot execute {leased}: no answer within {patience} s"
+            born(system, child)
+        assert str(caught.value) == f"cannot execute {leased}: no answer within 0 s"
         assert (caught.value.step, caught.value.code) == ("exec", errno.ETIME)
-    lease = int(Path("/proc/sys/fs/lease-break-time").read_text())
-    assert time.monotonic() - begun < lease
     assert (descriptors(), children()) == (before, ours)
+
+
+def test_a_signal_waits_for_the_program(system: OS, leased: str) -> None:
+    """Else it would be lost, or end what still shares our memory."""
+    child = system.launcher(launch(leased)).spawn()
+    assert system.signal(child, signal.SIGQUIT)
+    other = system.launcher(launch("sleep", "1000")).spawn()
+    assert system.signal(other, signal.SIGQUIT)
+    assert ended(system, born(system, other)) == -signal.SIGQUIT
+    assert system.signal(child, signal.SIGKILL)
+    assert ended(system, born(system, child)) == -signal.SIGKILL

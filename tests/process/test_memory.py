@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sysup.process import OS
-from tests.process.real import NOBODY, ended, launch, needs_root, output
+from tests.process.real import NOBODY, born, ended, launch, needs_root, output
 
 BIRTHS = 3000
 SPY = r"""
@@ -80,7 +80,7 @@ def test_the_childs_user_never_sees_us_in_it(system: OS, spy: subprocess.Popen[s
     """By chance: where both have a processor of their own, one birth in thirty shows a fault."""
     launcher = system.launcher(launch("true", uid=NOBODY, gid=NOBODY, groups=()))
     for _ in range(BIRTHS):
-        ended(system, launcher.spawn())
+        ended(system, born(system, launcher.spawn()))
     assert spy.poll() is None, spy.communicate()[0]
 
 

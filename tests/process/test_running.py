@@ -24,6 +24,7 @@ from sysup.process.system import is_zombie
 from sysup.protocol import SysupError
 from tests.process.real import (
     WITHIN,
+    born,
     ended,
     eventually,
     launch,
@@ -32,7 +33,7 @@ from tests.process.real import (
 
 def idle(system: OS, *, env: Mapping[str, str] | None = None) -> Process:
     """One that does nothing until a signal ends it."""
-    return system.launcher(launch("sleep", "1000")).spawn(env=env)
+    return born(system, system.launcher(launch("sleep", "1000")).spawn(env=env))
 
 
 def test_its_end_is_told_by_the_pidfd(system: OS) -> None:
@@ -43,11 +44,11 @@ def test_its_end_is_told_by_the_pidfd(system: OS) -> None:
 
 
 def test_an_exit_code(system: OS) -> None:
-    assert ended(system, system.launcher(launch("sh", "-c", "exit 3")).spawn()) == 3
+    assert ended(system, born(system, system.launcher(launch("sh", "-c", "exit 3")).spawn())) == 3
 
 
 def test_one_that_has_gone_is_no_error(system: OS) -> None:
-    child = system.launcher(launch("true")).spawn()
+    child = born(system, system.launcher(launch("true")).spawn())
     pid = child.pid
     assert ended(system, child) == 0
     assert not system.signal(child, signal.SIGTERM)
@@ -92,7 +93,7 @@ def test_the_end_of_another_ones_child(system: OS, end: str, status: int) -> Non
 
 
 def test_reaped_but_not_closed(system: OS) -> None:
-    child = system.launcher(launch("true")).spawn()
+    child = born(system, system.launcher(launch("true")).spawn())
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED)
     assert not system.signal(child, signal.SIGTERM)
     assert not system.set_limit(child, "core", 0, 0)
@@ -150,7 +151,7 @@ class Tree:
     def __init__(self, system: OS, text: str, marker: str) -> None:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         launcher = system.launcher(launch("sh", "-c", text, "sh", sys.executable))
-        self.main = launcher.spawn(env={MARKER: marker}, fds={1: writing})
+        self.main = born(system, launcher.spawn(env={MARKER: marker}, fds={1: writing}))
         os.close(writing)
         self._file = open(reading, encoding="ascii")  # noqa: SIM115
         self._system = system
@@ -279,7 +280,9 @@ time.sleep(1000)
 
 def test_an_environment_without_end_is_not_read_to_the_end(system: OS) -> None:
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    child = system.launcher(launch(sys.executable, "-c", ENDLESS)).spawn(fds={1: writing})
+    child = born(
+        system, system.launcher(launch(sys.executable, "-c", ENDLESS)).spawn(fds={1: writing})
+    )
     os.close(writing)
     with open(reading, encoding="ascii") as file:
         is_set = file.readline() == "0\n"
@@ -370,7 +373,7 @@ def test_children_are_signalled_alone_or_with_theirs(system: OS, grow: Grow) -> 
 
 
 def test_strangers_are_reaped_and_mains_are_not(system: OS, grow: Grow) -> None:
-    first = system.launcher(launch("true")).spawn()
+    first = born(system, system.launcher(launch("true")).spawn())
     select.select([first.pidfd], [], [], WITHIN)
     tree = grow(ESCAPED, "m7")
     tree.tell(2)
@@ -393,7 +396,7 @@ def test_strangers_are_reaped_and_mains_are_not(system: OS, grow: Grow) -> None:
 
 def test_children_that_others_wait_for_are_left_to_them(system: OS) -> None:
     """A hook that runs a program by subprocess must get its status."""
-    theirs = system.launcher(launch("sh", "-c", "exit 5", new_session=False)).spawn()
+    theirs = born(system, system.launcher(launch("sh", "-c", "exit 5", new_session=False)).spawn())
     select.select([theirs.pidfd], [], [], WITHIN)
     assert system.reap_strangers(()) == 0
     assert ended(system, theirs) == 5
@@ -406,7 +409,7 @@ def test_the_last_strangers_are_killed(system: OS, grow: Grow) -> None:
     dead = tree.die()
     assert alive(pid)
     assert system.leftovers({dead: "m8"}, ()) == {dead: set()}
-    bystander = system.launcher(launch("sleep", "1000", new_session=False)).spawn()
+    bystander = born(system, system.launcher(launch("sleep", "1000", new_session=False)).spawn())
     assert system.kill_strangers() == 1
     eventually(lambda: not alive(pid))
     assert alive(bystander.pid), "of our own session: not a stranger"
