@@ -368,8 +368,7 @@ class Mould:
                 )
                 del ours["stdin"]
         except OSError:
-            setting.os.signal(process, signal.SIGKILL)
-            setting.os.close(process)
+            setting.os.give_up(process)
             raise
 
     def _input_closed(self, body: Body) -> None:

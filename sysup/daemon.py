@@ -131,9 +131,7 @@ class Daemon:
         become_subreaper()
         self._nice: int = self._estate.ledger.table.get(NICE, os.getpriority(os.PRIO_PROCESS, 0))
         self._os = OS(self._estate.ledger.table.get(NOFILE, self._nofile), self._nice)
-        set_nice(self._nice)  # of the pump's thread, too: if children write much, it works as much
         self._pump = self._take_pump()
-        take_precedence()
         self._control = Control(loop, self, wall)
         self._serving = Serving(
             loop,
@@ -156,7 +154,17 @@ class Daemon:
         self._set()
 
     def _take_pump(self) -> Pump:
-        """A pump that goes on with what the daemon before had read and not written."""
+        """A pump that goes on with what the daemon before had read and not written.
+
+        It has no precedence over the children: if they write much, it works as much.
+        """
+        set_nice(self._nice)
+        try:
+            return self._make_pump()
+        finally:
+            take_precedence()
+
+    def _make_pump(self) -> Pump:
         try:
             return Pump(self._estate.arena, self.loop.call_later)
         except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sysup.config import StreamSpec
-from sysup.process import OS, Launch, Launcher, Process
+from sysup.process import OS, Birth, Launch, Launcher, Process, SpawnError
 from sysup.protocol import SysupError
 from sysup.streams import OnEof, OnLoss, OnRotated, OnState, Pump, Sink, Source, Stream
 
@@ -157,6 +157,21 @@ def kind(ours: int, theirs: int) -> str:
     return "pts" if path.startswith("/dev/pts/") else path.removeprefix("/dev/").split(":")[0]
 
 
+class FakeBirth(Birth):
+    """A process on the way to its program."""
+
+    def __init__(self) -> None:
+        self.sign = os.eventfd(0)
+        self.overdue = False
+        self.signals = []
+        self.reason = ""
+
+    def end(self) -> None:
+        os.close(self.sign)
+        if self.overdue or self.reason:
+            raise SpawnError(self.reason or "no answer", "exec", 2)
+
+
 class FakeLauncher(Launcher):
     """Spawns what the system says."""
 
@@ -199,6 +214,8 @@ class System(OS):
         """Programs that can't be executed, and why."""
         self.dies: dict[str, int] = {}
         """Programs that end at once, and how."""
+        self.slow: set[str] = set()
+        """Programs that are executed only when the test says so."""
         self.deaf: set[int] = set()
         """Signals of which nothing dies."""
         self.forbidden: set[int] = set()
@@ -220,15 +237,32 @@ class System(OS):
         process = Process(101 + len(self.born), os.eventfd(0))
         self.born[process.pid] = argv, env, launch
         self.living[process.pid] = process
+        if argv[0] in self.slow:
+            process.birth = FakeBirth()
         if argv[0] in self.dies:
             self.loop.call_soon(self.die, process.pid, self.dies[argv[0]])
         return process
+
+    def execute(self, pid: int) -> None:
+        """Have a slow one execute its program."""
+        birth = self.living[pid].birth
+        assert birth
+        os.eventfd_write(birth.sign, 1)
+
+    def fail(self, pid: int, reason: str) -> None:
+        """Have a slow one find that it can't."""
+        birth = self.living[pid].birth
+        assert isinstance(birth, FakeBirth)
+        birth.reason = reason
+        self.die(pid, 127)
 
     def die(
         self, pid: int, status: int | None = 1, output: bytes = b"", *, pipes: bool = True
     ) -> None:
         """End a process, and (`pipes`) its pipes as well."""
         self._statuses[pid] = status
+        if birth := self.living[pid].birth:
+            os.eventfd_write(birth.sign, 1)
         os.eventfd_write(self.living.pop(pid).pidfd, 1)
         streams = self.pump.streams.get(pid, [])
         for stream in streams:
@@ -250,6 +284,9 @@ class System(OS):
         process.pidfd = -1
 
     def signal(self, process: Process, signum: int) -> bool:
+        if process.birth and signum != signal.SIGKILL:
+            process.birth.signals.append(signum)
+            return True
         return self._hit("process", process.pid, signum)
 
     def _hit(self, what: str, pid: int, signum: int) -> bool:

@@ -169,6 +169,17 @@ class OS:
             for signum in birth.signals:
                 self.signal(process, signum)
 
+    def give_up(self, process: Process) -> None:
+        """Kill what was just started, and let go of it: it becomes a stranger."""
+        self.signal(process, signal.SIGKILL)
+        if process.birth:
+            poll = select.poll()
+            poll.register(process.birth.sign, select.POLLIN)
+            if poll.poll(LAST_WAIT):
+                with suppress(SpawnError):
+                    self.end_birth(process)
+        self.close(process)
+
     def set_limit(self, process: Process, name: str, soft: int | None, hard: int | None) -> bool:
         """Change a limit of a running process; False when it has gone.
 

@@ -315,9 +315,14 @@ def test_the_terminal_of_another_user_is_theirs(sysupd: Start, tmp_path: Path, o
     wait_for(out, f"{nobody} 600\nagain\n".encode())
 
 
+def in_a_pause(daemon: Daemon) -> bool:
+    return bool(daemon.call("status")["watchers"]["bad"]["state"] == "flapping")
+
+
 @BOTH
 def test_a_hundred_lives_leave_no_descriptor(sysupd: Start, tmp_path: Path, kind: str) -> None:
     daemon = sysupd(ini(tmp_path, "cat", kind) + "[watcher:bad]\ncmd = /nosuch\n" + kind)
+    until(lambda: in_a_pause(daemon), "nothing is started for a while")
     before = len(descriptors(daemon))
     for number in range(100):
         daemon.call("send", name="web", text=str(number))

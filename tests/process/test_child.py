@@ -7,6 +7,8 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -254,3 +256,26 @@ def test_many_at_once_are_what_they_are_to_be(system: OS) -> None:
     assert [ended(system, born(system, child)) for child in made] == [0] * 50
     with open(reading) as file:
         assert sorted(file) == sorted(f"{number} a{number}\n" for number in range(50))
+
+
+@needs_root
+def test_who_starts_it_may_have_precedence() -> None:
+    """And a child does not have it, nor its session."""
+    program = """
+import os
+from pathlib import Path
+from sysup.process import OS, take_precedence
+from tests.process.real import launch, output
+os.nice(3)
+system = OS(nice=3)
+os.setsid()
+take_precedence()
+group = Path("/proc/self/autogroup")
+print(os.nice(0), group.read_text().split()[-1] if group.exists() else "-20")
+print(output(system, launch("nice")), output(system, launch("nice", nice=-2)), sep="", end="")
+show = launch("sh", "-c", "cat /proc/self/autogroup || echo nice 0")
+print(output(system, show).split()[-1])
+"""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == (["-20", "-20", "3", "-2", "0"], "")
