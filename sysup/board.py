@@ -7,13 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sysup.body import Body, Setting
-from sysup.pace import Backlog, Crowd
+from sysup.pace import TURN, Backlog, Crowd
 from sysup.process import OS
 from sysup.remains import Remains
 from sysup.streams import Pump
-
-TURN = 0.005
-"""Seconds of launching after which the loop gets its turn."""
 
 
 class Actor(Protocol):

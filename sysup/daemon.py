@@ -233,6 +233,7 @@ class Daemon:
 
     def _restore(self) -> None:
         """Go on where the daemon before was: its processes run on."""
+        self._estate.ledger.put(NICE, self._nice)
         self.sharing.begin(self.config.sockets)
         for work in restore_watchers(self._estate, self.config, self._board, self.roster.adopt):
             self._job(work)

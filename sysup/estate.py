@@ -20,11 +20,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sysup.ledger import Ledger
-from sysup.lot import Lot, Parcel
+from sysup.lot import MOST, Lot, Parcel
+from sysup.pace import TURN
 from sysup.protocol import SysupError
 
 log = logging.getLogger("sysup.estate")
@@ -99,6 +100,8 @@ class Estate:
         self._living: set[Any] = set()
         self._parked = 0
         self._repark: asyncio.Handle | None = None
+        self._renewal: Generator[None, None, None] | None = None
+        self._is_late = False
         self._number = 0
         self._parcels: dict[tuple[str, str | int], tuple[list[str], list[int]]] = {}
         fds = inheritance.fds
@@ -144,7 +147,7 @@ class Estate:
             for fd in fds:
                 os.close(fd)
         if unknown and self._repark is None:
-            self._repark = self._loop.call_later(SOON, self._renew, ())
+            self._repark = self._loop.call_later(SOON, self._renew_bit)
 
     def begun(self) -> None:
         """All watchers are in the ledger: from now on a next daemon goes on with them."""
@@ -195,8 +198,9 @@ class Estate:
     def unpark(self, kind: str, name: str | int, *, soon: bool = False) -> None:
         """Keep those no longer; `soon` where somebody waits for the last of them to be closed."""
         self._living.discard((kind, name))
+        self._is_late |= soon  # if a renewal is under way, it may be past that
         if (soon or self._parked > 2 * len(self._living) + STALE) and self._repark is None:
-            self._repark = self._loop.call_soon(self._renew, ())
+            self._repark = self._loop.call_soon(self._renew_bit)
 
     def clean(self) -> None:
         """Do now what `unpark` is to do soon."""
@@ -213,32 +217,65 @@ class Estate:
         return tuple(what[:2]) in self._living
 
     def _renew(self, more: Sequence[Parcel]) -> None:
-        """Fill a new lot with what is of the present, and then give up the old one."""
+        """Fill a new lot with what is of the present, and `more`, and then give up the old one."""
         if self._repark is not None:
             self._repark.cancel()
             self._repark = None
-        kept: list[tuple[Any, list[int]]] = []
+        if self._renewal is not None:
+            self._renewal.close()
+            self._renewal = None
+        for _ in self._renewed(more):
+            pass
+
+    def _renew_bit(self) -> None:
+        """The same in turns of the loop, of which each takes a few milliseconds."""
+        self._repark = None
+        if self._renewal is None:
+            self._is_late = False
+            self._renewal = self._renewed(())
+        until = self._loop.time() + TURN
+        for _ in self._renewal:
+            if self._loop.time() >= until:
+                self._repark = self._loop.call_soon(self._renew_bit)
+                return
+        self._renewal = None
+        if self._is_late:
+            self._repark = self._loop.call_soon(self._renew_bit)
+
+    def _renewed(self, more: Sequence[Parcel]) -> Generator[None, None, None]:
+        """Renew it, step by step. What is parked between two steps is in the old lot, and comes."""
+        batch: list[Parcel] = []
+        taken: list[int] = []
+        parked = 0
+        lot = None
         try:
             lot = Lot.new()
-            if self._lot is not None:
-                kept = self._lot.take()
-            living = [(what, fds) for what, fds in kept if self.keeps(what)]
-            lot.park([*living, *more])
-            self._parked = len(living) + len(more)
+            for parcels in self._lot.take() if self._lot else ():
+                taken += (fd for _, fds in parcels for fd in fds)
+                living = [parcel for parcel in parcels if self.keeps(parcel[0])]
+                batch += living
+                parked += len(living)
+                if len(taken) >= MOST:
+                    lot.park(batch)
+                    _close_all(taken)
+                    batch.clear()
+                yield
+            lot.park([*batch, *more])
+            self._parked = parked + len(more)
             before, self._number = self._number, self._number + 1
             for name, end in zip(self._names(self._number), lot.ends, strict=True):
                 self._keep(name, end)
             self.ledger.put((LOT,), self._number)
+            given_up, self._lot, lot = self._lot, lot, None
         except SysupError as error:
             log.error("%s: what was started just now would not outlive sysupd", error)
             return
         finally:
-            for _, fds in kept:
-                for fd in fds:
-                    os.close(fd)
-        if self._lot is not None:
-            self._lot.close()
-        self._lot = lot
+            _close_all(taken)
+            if lot is not None:
+                lot.close()
+        if given_up is not None:
+            given_up.close()
         self._give_up(*self._names(before))
 
     def _take_lot(self, fds: Mapping[str, Sequence[int]]) -> Lot | None:
@@ -252,7 +289,8 @@ class Estate:
         if not all(name in fds for name in names):
             return None
         lot = Lot.of(*(fds[name][0] for name in names))
-        self._parcels = {tuple(what[:2]): (what[2:], fds) for what, fds in lot.take()}
+        parcels = (parcel for parcels in lot.take() for parcel in parcels)
+        self._parcels = {tuple(what[:2]): (what[2:], fds) for what, fds in parcels}
         self._parked = len(self._parcels)
         return lot
 
@@ -281,6 +319,12 @@ class Estate:
             return os.open(path, flags, 0o600)
         except OSError as error:
             raise SysupError(f"cannot open {path}: {error.strerror}") from None
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
+    fds.clear()
 
 
 def inherited_fds(environ: Mapping[str, str]) -> dict[str, list[int]]:

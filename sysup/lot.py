@@ -17,7 +17,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 from sysup.protocol import SysupError
@@ -77,9 +77,11 @@ class Lot:
         if texts:
             self._send(texts, fds)
 
-    def take(self) -> list[tuple[Any, list[int]]]:
-        """All that was parked, as new descriptors; it stays parked. Raises SysupError."""
-        found: list[tuple[Any, list[int]]] = []
+    def take(self) -> Iterator[list[tuple[Any, list[int]]]]:
+        """All that was parked, as new descriptors, bit by bit; it stays parked.
+
+        What is parked between two bits is taken, too. Raises SysupError.
+        """
         self.exit.setblocking(False)
         buffer = memoryview(bytearray(TEXT * 2))
         size = socket.CMSG_SPACE(4 * (MOST + 3))
@@ -90,13 +92,15 @@ class Lot:
                 try:
                     length, ancillary, _, _ = self.exit.recvmsg_into([buffer], size, flags)
                 except BlockingIOError:
-                    return found
+                    return
                 if not length:
-                    return found
+                    return
                 fds, at = _descriptors(ancillary), 0
+                found: list[tuple[Any, list[int]]] = []
                 for what, number in json.loads(bytes(buffer[:length])):
                     found.append((what, fds[at : at + number]))
                     at += number
+                yield found
         except OSError as error:
             raise _cannot(error) from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
@@ -62,10 +63,15 @@ class Pace(selectors.EpollSelector):
             self._current, self._since = 0.0, now
 
 
+SWITCH = 0.001
+"""Seconds after which another thread of Python's gives way to the loop."""
+
+
 class Loop(asyncio.SelectorEventLoop):
     """The loop."""
 
     def __init__(self) -> None:
+        sys.setswitchinterval(SWITCH)
         self.pace = Pace()
         super().__init__(self.pace)
 

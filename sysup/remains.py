@@ -59,6 +59,8 @@ class Remains:
         self._backlog = backlog
         self._bodies: dict[int, Body] = {}
         self._look: asyncio.TimerHandle | None = None
+        self._looking = False
+        """Whether a look is under way."""
         self._not_before = 0.0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -152,16 +154,37 @@ class Remains:
 
     def _look_for_trees(self) -> None:
         self._look = None
+        if self._looking:
+            self._plan_look(FIRST_LOOK)
+            return
         begun = self._loop.time()
         for body in [body for body in self._bodies.values() if body.cgroup]:
             if not body.tree_empty and self._clears_group(body):
                 body.tree_empty = True
                 self.check(body)
         searched = [b for b in self._bodies.values() if not b.tree_empty and b.cgroup is None]
+        if not searched:
+            self._end_look(begun)
+            return
         dead = {body.process.pid: body.marker for body in searched}
+        fleeing = self._os.chase(dead, self._mains())
+        # In a thread of its own: of thousands of processes it takes 10 ms. Who is started meanwhile
+        # is none of these, as it has a session and a marker of its own.
+        self._looking = True
+        look = self._loop.run_in_executor(None, self._os.leftovers, dead, frozenset(self._mains()))
+        look.add_done_callback(partial(self._judge, searched, fleeing, begun))
+
+    def _judge(
+        self,
+        searched: list[Body],
+        fleeing: set[int],
+        begun: float,
+        look: asyncio.Future[dict[int, set[int]]],
+    ) -> None:
+        """Kill what was found; who has nothing left is through."""
+        self._looking = False
         try:
-            fleeing = self._os.chase(dead, self._mains()) if dead else set()
-            left = self._os.leftovers(dead, self._mains()) if dead else {}
+            left = look.result()
         except Unclear:
             self._plan_look(FIRST_LOOK)
             return
@@ -174,6 +197,9 @@ class Remains:
             killed = [pid for pid in pids if self._kill(self._os.kill, pid)]
             body.tree_empty = not killed and body.process.pid not in fleeing
             self.check(body)
+        self._end_look(begun)
+
+    def _end_look(self, begun: float) -> None:
         if not self._backlog:  # else a dead main is before them, and they are to be searched
             self._os.reap_strangers(self._mains())
         now = self._loop.time()

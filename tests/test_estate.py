@@ -157,3 +157,97 @@ def test_at_its_own_end_nothing_is_kept(
     assert STATE in store.kept
     estate.end()
     assert store.kept == {}
+
+
+class SlowClock(asyncio.SelectorEventLoop):
+    """Whose time passes by looking at it, so that each turn of the loop has time for one step."""
+
+    passed = 0.0
+
+    def time(self) -> float:
+        self.passed += 1.0
+        return self.passed
+
+    def turn(self) -> None:
+        self.call_soon(self.stop)
+        self.run_forever()
+
+
+@pytest.fixture
+def slow() -> Iterator[SlowClock]:
+    made = SlowClock()
+    yield made
+    made.close()
+
+
+def parked(directory: Path, store: Store, numbers: int) -> list[int]:
+    """Which of so many the next daemon is given."""
+    loop = asyncio.new_event_loop()
+    estate = Estate(loop, str(directory), Inheritance(store.handed()), store)
+    found = []
+    for number in range(numbers):
+        if claimed := estate.claim("body", number):
+            found.append(number)
+            os.close(claimed[1][0])
+    estate.close()
+    loop.close()
+    return found
+
+
+def test_a_renewal_takes_turns_and_what_comes_meanwhile_is_kept(
+    slow: SlowClock, tmp_path: Path, store: Store
+) -> None:
+    estate = begun(slow, tmp_path, store)
+    before = store.lots()
+    with open(os.devnull) as null:
+        for number in range(700):
+            estate.park(["body", number], [null.fileno()])
+        for number in range(600):
+            estate.unpark("body", number)
+        turns = 0
+        while store.lots() == before:
+            slow.turn()
+            if turns in (10, 300):
+                estate.park(["body", 700 + turns], [null.fileno()])
+            turns += 1
+    assert turns > 300
+    assert parked(tmp_path, store, 1100) == [*range(600, 700), 710, 1000]
+    estate.close()
+
+
+def test_what_must_be_closed_soon_is_not_kept_by_a_renewal_that_is_past_it(
+    slow: SlowClock, tmp_path: Path, store: Store
+) -> None:
+    estate = begun(slow, tmp_path, store)
+    reading, writing = os.pipe()
+    estate.park(["stdin", 7], [writing])
+    os.close(writing)
+    for number in range(20):
+        estate.park(["body", number], [reading])
+    estate.unpark("body", 0, soon=True)
+    for _ in range(5):
+        slow.turn()
+    estate.unpark("stdin", 7, soon=True)
+    for _ in range(60):
+        slow.turn()
+    assert os.read(reading, 1) == b"", "the end"
+    os.close(reading)
+    assert parked(tmp_path, store, 20) == list(range(1, 20))
+    estate.close()
+
+
+def test_what_is_wanted_at_once_does_not_wait_for_a_renewal(
+    slow: SlowClock, tmp_path: Path, store: Store
+) -> None:
+    estate = begun(slow, tmp_path, store)
+    before = len(os.listdir("/proc/self/fd"))
+    with open(os.devnull) as null:
+        for number in range(20):
+            estate.park(["body", number], [null.fileno()])
+    estate.unpark("body", 0, soon=True)
+    for _ in range(5):
+        slow.turn()
+    estate.tidy()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert parked(tmp_path, store, 20) == list(range(1, 20))
+    estate.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,10 @@ from sysup.protocol import SysupError
 
 def number_open() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+def take(lot: Lot) -> list[tuple[Any, list[int]]]:
+    return [parcel for parcels in lot.take() for parcel in parcels]
 
 
 def close(taken: list[tuple[object, list[int]]]) -> None:
@@ -28,7 +33,7 @@ def test_taken_are_the_same_files_with_what_was_in_them() -> None:
     lot.park([(["body", 7, "stdout"], [reading]), (["nothing"], [])])
     os.close(reading)
     os.close(writing)
-    ((what, (fd,)), nothing) = lot.take()
+    ((what, (fd,)), nothing) = take(lot)
     assert (what, nothing) == (["body", 7, "stdout"], (["nothing"], []))
     assert os.read(fd, 100) == b"last words"
     assert not os.get_inheritable(fd)
@@ -41,13 +46,13 @@ def test_taking_leaves_them_for_another_time() -> None:
     lot.park([(1, [0]), (2, [1, 2])])
     before = number_open()
     for _ in range(3):
-        taken = lot.take()
+        taken = take(lot)
         assert [(what, len(fds)) for what, fds in taken] == [(1, 1), (2, 2)]
         close(taken)
         lot.park([])
     assert number_open() == before
     lot.park([(3, [0])])
-    close(taken := lot.take())
+    close(taken := take(lot))
     assert [what for what, _ in taken] == [1, 2, 3]
     lot.close()
 
@@ -59,7 +64,7 @@ def test_another_process_takes_them_by_its_ends() -> None:
     lot.close()
     again = Lot.of(entrance, exit)
     again.park([("y", [1])])
-    close(taken := again.take())
+    close(taken := take(again))
     assert [what for what, _ in taken] == ["x", "y"]
     again.close()
 
@@ -70,7 +75,7 @@ def test_thousands_go_into_few_messages() -> None:
     try:
         lot = Lot.new()
         lot.park([(["body", number], [0, 1, 2]) for number in range(1000)])
-        taken = lot.take()
+        taken = take(lot)
         assert [(what[1], len(fds)) for what, fds in taken] == [(n, 3) for n in range(1000)]
         close(taken)
         lot.close()

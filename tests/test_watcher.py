@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sysup.board import TURN
 from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
+from sysup.pace import TURN
 from sysup.protocol import MessageError, SysupError
 from sysup.slots import REPORT_WITHIN
 from sysup.turns import Superseded

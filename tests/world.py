@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from sysup.board import Board
 from sysup.config import WatcherSpec
+from sysup.process import Unclear
+from sysup.protocol import SysupError
 from sysup.watcher import Watcher
 from tests.fakes import FakePump, System
 
@@ -48,6 +50,15 @@ class Loop(asyncio.SelectorEventLoop):
         else:
             self.now += timeout
         return []
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+        """At once: a thread would take time of another clock."""
+        future: asyncio.Future[Any] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except (SysupError, Unclear) as error:
+            future.set_exception(error)
+        return future
 
     def settle(self) -> None:
         """Do all that there is to do at this moment."""

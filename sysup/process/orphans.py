@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
-HUNT = 0.05
+HUNT = 0.015
 """Seconds for which those are chased that fork and exit faster than all can be looked at."""
 CALM = 2
 """How often there must have been none in a row."""

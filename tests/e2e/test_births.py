@@ -16,20 +16,19 @@ from tests.e2e.harness import Daemon, command_line, until
 
 
 class Withheld:
-    """A program whose owner lets nobody open it until `give`, or for 45 s (F_SETLEASE, fcntl(2))."""
+    """A program that nobody can open until `give`, or for 45 s (F_SETLEASE, fcntl(2))."""
 
     def __init__(self, path: Path) -> None:
         path.write_text("#!/usr/bin/tail -f\n")
         path.chmod(0o755)
         self.path = path
-        self._file = path.open()
-        fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        self._fd = os.open(path, os.O_RDONLY)
+        fcntl.fcntl(self._fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
     def give(self) -> None:
-        if self._file.closed:
-            return
-        fcntl.fcntl(self._file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        self._file.close()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 @pytest.fixture
