@@ -171,17 +171,20 @@ def visible(options: dict[str, Any], role: Role) -> dict[str, Any]:
 
 
 @command(Role.READ)
-def diff(app: App, p: Properties) -> Reply:
+def diff(app: App, p: Properties) -> Soon:
     """How what runs differs from the config."""
-    told = app.differences()
-    changed = {
-        name: {
-            key: {which: visible({key: value}, p.role)[key] for which, value in both.items()}
-            for key, both in options.items()
+
+    def seen(told: Reply) -> Reply:
+        changed = {
+            name: {
+                key: {which: visible({key: value}, p.role)[key] for which, value in both.items()}
+                for key, both in options.items()
+            }
+            for name, options in told["changed"].items()
         }
-        for name, options in told["changed"].items()
-    }
-    return {**told, "changed": changed}
+        return {**told, "changed": changed}
+
+    return Soon(_then(app.differences(), seen))
 
 
 @command(Role.READ)
@@ -320,7 +323,7 @@ def _scale(app: App, p: Properties, sign: int) -> Later:
 
     async def scale() -> Reply:
         number = await work
-        saved = {"saved": app.save(watcher, {"numprocesses": number})} if saves else {}
+        saved = {"saved": await app.save(watcher, {"numprocesses": number})} if saves else {}
         return {"numprocesses": number, **singleton, **saved}
 
     return Later(scale())
@@ -404,7 +407,8 @@ def set_(app: App, p: Properties) -> Later:
 
     async def change() -> Reply:
         impacts = await work
-        return {"impacts": impacts, **({"saved": app.save(watcher, values)} if saves else {})}
+        saved = {"saved": await app.save(watcher, values)} if saves else {}
+        return {"impacts": impacts, **saved}
 
     return Later(change())
 
@@ -414,10 +418,18 @@ def add(app: App, p: Properties) -> Reply | Later:
     """Make a new watcher."""
     options, saves = p.mapping("options"), to_be_saved(p)
     watcher = app.roster.add(p.text("name"), p.text("cmd"), p.anything("args"), options)
-    saved = {"saved": app.save(watcher, {})} if saves else {}
-    if p.flag("start"):
-        return Later(_then(watcher.start(), lambda info: {**info, **saved}))
-    return saved
+    start = watcher.start() if p.flag("start") else None
+    if not saves:
+        return Later(start) if start else {}
+
+    async def save() -> Reply:
+        try:
+            saved = await app.save(watcher, {})
+        finally:
+            info = await start if start else {}
+        return {**info, "saved": saved}
+
+    return Later(save()) if start else Soon(save())
 
 
 @command(Role.ADMIN)
@@ -428,9 +440,9 @@ def rm(app: App, p: Properties) -> Later:
 
 
 @command(Role.ADMIN)
-def reloadconfig(app: App, p: Properties) -> Reply | Later:
+def reloadconfig(app: App, p: Properties) -> Later:
     """Read the config files again and do what the difference asks for, or only tell it."""
-    return app.plan_reload() if p.flag("dry_run") else Later(app.reload_config())
+    return Soon(app.plan_reload()) if p.flag("dry_run") else Later(app.reload_config())
 
 
 @command(Role.ADMIN)

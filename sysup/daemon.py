@@ -15,7 +15,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from sysup import __version__, pace, reload
@@ -422,7 +422,17 @@ class Daemon:
         self._control.events.publish(watcher, event, payload)
         self._herald.changed()
 
-    def plan_reload(self) -> Mapping[str, Any]:
+    @property
+    def reading(self) -> asyncio.Lock:
+        """Held while files are read that the config is to be of."""
+        return self._reloads.reading
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._quitting
+
+    def plan_reload(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
         """What `reload_config` would do; raises as it would."""
         return reload.dry_run(self)
 
@@ -430,13 +440,11 @@ class Daemon:
         """Read the config again and do exactly what differs; raises as `reload.run`."""
         return self._reloads.ask()
 
-    async def _reload(self) -> Mapping[str, Any]:
-        if self._quitting:
-            raise SysupError("cannot reload the config: sysupd is ending")
+    async def _reload(self, has_read: Callable[[], None]) -> Mapping[str, Any]:
         delay = self.config.daemon.check_delay
         try:
             with self._herald.reload():
-                return await reload.run(self)
+                return await reload.run(self, has_read)
         finally:
             if self.config.daemon.check_delay != delay:
                 self._tick()
@@ -450,13 +458,13 @@ class Daemon:
         """The sections of the config that are not followed, and why."""
         return self.config.kept
 
-    def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str:
+    async def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str:
         """Have options outlast the daemon; returns the file. Raises SysupError."""
-        path = reload.save(self, watcher, options)
+        path = await reload.save(self, watcher, options)
         self.keep_config()
         return path
 
-    def differences(self) -> Mapping[str, Any]:
+    def differences(self) -> Coroutine[Any, Any, Mapping[str, Any]]:
         """How what runs differs from the config."""
         return reload.differences(self)
 

@@ -170,15 +170,26 @@ class Backlog:
                 self._crowd.when_thin(self._work)
 
 
+class Breath:
+    """For long work: lets others have their turns now and then."""
+
+    def __init__(self) -> None:
+        self._until = time.monotonic() + TURN
+
+    async def taken(self) -> None:
+        """Let them, if it is time."""
+        if time.monotonic() >= self._until:
+            await asyncio.sleep(0)
+            self._until = time.monotonic() + TURN
+
+
 async def in_turns(work: Generator[None, None, T]) -> T:
     """Do work step by step, so that the loop is not blocked meanwhile."""
-    until = time.monotonic() + TURN
+    breath = Breath()
     while True:
         try:
             next(work)
         except StopIteration as end:
             result: T = end.value
             return result
-        if time.monotonic() >= until:
-            await asyncio.sleep(0)
-            until = time.monotonic() + TURN
+        await breath.taken()

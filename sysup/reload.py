@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from sysup import config
 from sysup.config import Changes, Config, ConfigError, Delta, Reasons
 from sysup.ledger import Ledger
+from sysup.pace import Breath
 from sysup.protocol import Incomplete, SysupError
 from sysup.roster import Roster
 from sysup.sharing import Sharing
@@ -27,6 +28,9 @@ WAITING = ("reload",)
 """In the ledger: that a reload of the config was asked for, and waits for its turn."""
 
 
+Work: TypeAlias = Callable[[Callable[[], None]], Awaitable[Mapping[str, Any]]]
+
+
 class App(Protocol):
     """The app, as a reload sees it."""
 
@@ -36,6 +40,10 @@ class App(Protocol):
     sharing: Sharing
     roster: Roster
 
+    @property
+    def reading(self) -> asyncio.Lock: ...
+    @property
+    def is_ending(self) -> bool: ...
     def keep_config(self) -> None: ...
     def publish(self, watcher: str, event: str, payload: Mapping[str, Any]) -> None: ...
 
@@ -44,13 +52,14 @@ class Reloads:
     """Reloads of an app, one after the other; who waits for its turn is not lost with the daemon.
 
     Args:
-        work: a reload.
+        work: a reload; it calls what it is given when it has read the files.
         ledger: has the next daemon know that one waits.
     """
 
-    def __init__(self, work: Callable[[], Awaitable[Mapping[str, Any]]], ledger: Ledger) -> None:
+    def __init__(self, work: Work, ledger: Ledger) -> None:
         self.alone = asyncio.Lock()
-        """Held by what needs that the config stays as it is."""
+        """Held by what needs that no reload is under way."""
+        self.reading = asyncio.Lock()
         self._work = work
         self._ledger = ledger
         self._waiting = 0
@@ -64,9 +73,14 @@ class Reloads:
     async def _take_turn(self) -> Mapping[str, Any]:
         async with self.alone:
             self._waiting -= 1
-            if not self._waiting:
-                self._ledger.drop(WAITING)
-            return await self._work()
+            try:
+                return await self._work(self._has_read)
+            finally:
+                self._has_read()
+
+    def _has_read(self) -> None:
+        if not self._waiting:
+            self._ledger.drop(WAITING)
 
     @property
     def waiting(self) -> bool:
@@ -79,15 +93,19 @@ class Reloads:
         return not self._waiting and WAITING in self._ledger.table
 
 
-async def run(app: App) -> dict[str, Any]:
-    """Read the config again, and do and tell exactly what differs.
+async def run(app: App, has_read: Callable[[], None]) -> dict[str, Any]:
+    """Read the config again, call `has_read`, and do and tell exactly what differs.
 
     Raises SysupError, with nothing changed, when what is wrong is not of a watcher or socket
     alone; Incomplete, with all else done, when it is, or a running process can't be given a limit.
     """
-    new, files = read(app)
-    before, before_files = app.config, app.files
-    app.config, app.files = new, files
+    async with app.reading:
+        before, before_files = app.config, app.files
+        new, files = await asyncio.to_thread(read, before, before_files)
+        has_read()
+        if app.is_ending:
+            raise SysupError("cannot reload the config: sysupd is ending")
+        app.config, app.files = new, files
     fresh, failed = await follow(app, config.diff(before, new), new)
     # What differs from the file is tried again by the next reload.
     files.keep(failed, sections(before), before_files)
@@ -101,22 +119,23 @@ async def run(app: App) -> dict[str, Any]:
     return outcome(app.config, plan(changes, app.config))
 
 
-def dry_run(app: App) -> dict[str, Any]:
+async def dry_run(app: App) -> dict[str, Any]:
     """What `run` would do; raises as it would, but for limits."""
-    new, _ = read(app)
-    return outcome(new, plan(config.diff(app.config, new), new))
+    before = app.config
+    new, _ = await asyncio.to_thread(read, before, app.files)
+    return outcome(new, plan(config.diff(before, new), new))
 
 
-def read(app: App) -> tuple[Config, Files]:
-    """The config that is to be: what is wrong in it is as it was. Raises SysupError."""
+def read(before: Config, before_files: Files) -> tuple[Config, Files]:
+    """The config that is to be: what is wrong in it is as it was before. Raises SysupError."""
     files = Files()
     try:
-        new = load(app.config.path, files, apart=True)
+        new = load(before.path, files, apart=True)
     except ConfigError as error:
         raise SysupError(f"cannot reload the config: {error}") from error
-    kept = config.unfollowed(new, app.config)
-    files.keep(kept, sections(app.config), app.files)
-    return config.keep(new, kept, app.config), files
+    kept = config.unfollowed(new, before)
+    files.keep(kept, sections(before), before_files)
+    return config.keep(new, kept, before), files
 
 
 def sections(known: Config) -> set[str]:
@@ -189,12 +208,17 @@ async def follow(app: App, changes: Changes, new: Config) -> tuple[list[Watcher]
         if watcher := app.watchers.get(name.lower()):
             await app.roster.remove(watcher, nostop=False)
     await app.sharing.change(changes.sockets, new.sockets, app.watchers.values())
-    fresh = [app.roster.adopt(new.watchers[name]) for name in changes.added]
-    for watcher in fresh:
-        watcher.save()
-        app.publish(watcher.name, "add", {})
+    breath = Breath()
+    fresh = []
+    for name in changes.added:
+        await breath.taken()
+        if name.lower() not in app.watchers:  # `add` may have been quicker
+            fresh.append(app.roster.adopt(new.watchers[name]))
+            fresh[-1].save()
+            app.publish(name, "add", {})
     failed: dict[str, tuple[str, ...]] = {}
     for name, options in changes.changed.items():
+        await breath.taken()
         if watcher := app.watchers.get(name.lower()):
             try:
                 watcher.apply(new.watchers[name], {config.impact(o) for o in options}, {})
@@ -228,21 +252,28 @@ def tell(app: App, changes: Changes) -> None:
 # ---- what was set at run time ----------------------------------------------------------------
 
 
-def save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
+async def save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
     """Have options of a watcher outlast the daemon; returns the file that says so now.
 
     A watcher that was added at run time is saved whole. Raises SysupError, with nothing
     written, where the file would not say what runs.
     """
+    async with app.reading:
+        return await _save(app, watcher, options)
+
+
+async def _save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
     name, known = watcher.name, app.config.watchers.get(watcher.name)
     if known is None:
         options = config.changed(watcher.spec)
     path = config.saved_path(app.config.path)
     text = config.amended(_text(path), name, options)
     try:
-        new = load(app.config.path, Amended(path, text), apart=True)
+        new = await asyncio.to_thread(load, app.config.path, Amended(path, text), apart=True)
     except ConfigError as error:
         raise SysupError(f"cannot save: {error}") from None
+    if app.watchers.get(name.lower()) is not watcher:
+        raise SysupError(f"cannot save: {name} was removed")
     if why := new.watchers_kept.get(name.lower()):
         raise SysupError(f"cannot save: {'; '.join(why)}")
     spec = new.watchers[name]
@@ -260,14 +291,16 @@ def save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
     return path
 
 
-def differences(app: App) -> dict[str, Any]:
+async def differences(app: App) -> dict[str, Any]:
     """How what runs differs from the config as it was read, and what of that was saved."""
     running = {watcher.name: watcher.spec for watcher in app.watchers.values()}
     known = app.config.watchers
     changed = {}
+    breath = Breath()
     for name in sorted(running.keys() & known.keys()):
         if running[name] is known[name]:  # as of most, which need not be compared then
             continue
+        await breath.taken()
         if options := config.difference(known[name], running[name]):
             said = config.options(known[name])
             changed[name] = {

@@ -85,14 +85,14 @@ class FakeApp:
     changed_files: ClassVar[list[str]] = ["/etc/app.ini"]
     kept: ClassVar[dict[str, tuple[str, ...]]] = {"watcher:new": ("/etc/app.ini:3: wrong",)}
 
-    def plan_reload(self) -> Mapping[str, Any]:
+    async def plan_reload(self) -> Mapping[str, Any]:
         return {"removed": ["x"]}
 
-    def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str:
+    async def save(self, watcher: Watcher, options: Mapping[str, Any]) -> str:
         self.saved.append((watcher.name, dict(options)))
         return "/etc/app.d/90-saved.ini"
 
-    def differences(self) -> Mapping[str, Any]:
+    async def differences(self) -> Mapping[str, Any]:
         both = {"config": {"A": "secret"}, "running": {"A": "secret2"}}
         return {"changed": {"web": {"env": both, "cmd": {"config": "a", "running": "b"}}}}
 

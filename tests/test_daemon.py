@@ -408,7 +408,7 @@ def test_a_reload_does_what_differs(host: Host, caplog: pytest.LogCaptureFixture
         + WEB
         + "priority = 7\n[watcher:new]\ncmd = new\n[watcher:same]\ncmd = same\n"
     )
-    plan = daemon.plan_reload()
+    plan = host.world.run(daemon.plan_reload())
     assert plan == {
         "added": ["new"],
         "removed": ["old"],
@@ -442,7 +442,7 @@ def test_a_wrong_config_changes_nothing(host: Host) -> None:
     with pytest.raises(SysupError, match="cannot reload the config"):
         host.world.run(reply(daemon))
     with pytest.raises(SysupError, match="cannot reload the config"):
-        daemon.plan_reload()
+        host.world.run(daemon.plan_reload())
     assert daemon.config is before
     assert daemon.changed_files == [str(host.file)]
     assert [*daemon.watchers] == ["web"]
@@ -478,7 +478,7 @@ def test_what_is_saved_is_of_the_config(host: Host) -> None:
     web = daemon.watchers["web"]
     host.world.run(web.set_options({"numprocesses": 3, "priority": 2}))
     host.world.run(daemon.roster.add("job", "job", None, {"env": {"A": "1"}}).start())
-    told = daemon.differences()
+    told = host.world.run(daemon.differences())
     assert told["changed"] == {
         "web": {
             "numprocesses": {"config": 1, "running": 3},
@@ -486,17 +486,17 @@ def test_what_is_saved_is_of_the_config(host: Host) -> None:
         }
     }
     assert (told["added"], told["removed"], told["saved"]) == (["job"], [], {})
-    path = daemon.save(web, {"numprocesses": 3})
+    path = host.world.run(daemon.save(web, {"numprocesses": 3}))
     assert path == str(host.file.with_suffix(".d") / "90-saved.ini")
-    assert daemon.save(daemon.watchers["job"], {}) == path
+    assert host.world.run(daemon.save(daemon.watchers["job"], {})) == path
     assert web.overrides == {"priority": 2}
-    told = daemon.differences()
+    told = host.world.run(daemon.differences())
     assert told["changed"] == {"web": {"priority": {"config": 0, "running": 2}}}
     assert told["added"] == []
     assert told["saved"] == {"web": ["numprocesses"], "job": ["cmd", "env"]}
     assert daemon.changed_files == [], "what we wrote is read"
     assert load(str(host.file)).watchers == {**daemon.config.watchers}
-    assert daemon.plan_reload()["changed"] == {}
+    assert host.world.run(daemon.plan_reload())["changed"] == {}
     finish(host, daemon, run)
 
 
@@ -505,19 +505,19 @@ def test_what_can_not_be_saved(host: Host) -> None:
     web = daemon.watchers["web"]
     host.world.run(web.set_options({"cmd": "web\nx"}))
     with pytest.raises(SysupError, match="cannot save cmd"):
-        daemon.save(web, {"cmd": "web\nx"})
+        host.world.run(daemon.save(web, {"cmd": "web\nx"}))
     host.world.run(web.set_options({"cmd": "web $(sysup.env.HOME)"}))
     with pytest.raises(SysupError, match="cannot save cmd: a file would not say the same"):
-        daemon.save(web, {"cmd": "web $(sysup.env.HOME)"})
+        host.world.run(daemon.save(web, {"cmd": "web $(sysup.env.HOME)"}))
     directory = host.file.with_suffix(".d")
     assert not directory.exists()
     directory.write_text("")
     with pytest.raises(SysupError, match=r"cannot read .*90-saved\.ini: Not a dir"):
-        daemon.save(web, {"priority": 0})
+        host.world.run(daemon.save(web, {"priority": 0}))
     directory.unlink()
     host.file.write_text("nonsense")
     with pytest.raises(SysupError, match=r"cannot save: .*no section before"):
-        daemon.save(web, {"priority": 0})
+        host.world.run(daemon.save(web, {"priority": 0}))
     finish(host, daemon, run)
 
 

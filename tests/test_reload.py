@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sysup import reload
+from sysup.config import Config
 from sysup.daemon import Daemon
 from sysup.protocol import Incomplete, SysupError
 from sysup.reload import WAITING, Reloads
+from sysup.source import Files, load
 from tests.test_daemon import WEB, Host, finish, reply
 from tests.world import World
 
@@ -38,7 +45,7 @@ def test_a_wrong_watcher_stays_and_the_rest_follows(
         "[watcher:bad]\ncmd =\n[watcher:new]\ncmd = new\n[watcher:z]\ncmd = z\npriority = 1\n"
     )
     with pytest.raises(Incomplete) as told:
-        daemon.plan_reload()
+        host.world.run(daemon.plan_reload())
     assert told.value.fields["changed"] == {"z": ["priority"]}, "only told"
     assert {*daemon.watchers} == {"web", "old", "z"}
     with pytest.raises(Incomplete) as caught:
@@ -168,9 +175,9 @@ def test_nothing_is_saved_for_what_does_not_follow(host: Host) -> None:
     with pytest.raises(Incomplete):
         host.world.run(reply(daemon))
     with pytest.raises(SysupError, match=r"cannot save: .*nope"):
-        daemon.save(daemon.watchers["web"], {"priority": 0})
+        host.world.run(daemon.save(daemon.watchers["web"], {"priority": 0}))
     host.world.run(daemon.watchers["z"].set_options({"priority": 3}))
-    daemon.save(daemon.watchers["z"], {"priority": 3})
+    host.world.run(daemon.save(daemon.watchers["z"], {"priority": 3}))
     assert host.next_config()[1].watchers == daemon.config.watchers
     finish(host, daemon, run)
 
@@ -221,7 +228,7 @@ def test_what_is_saved_during_a_reload_is_of_the_config(host: Host) -> None:
     first = host.world.begin(reply(daemon))
     web = daemon.watchers["web"]
     host.world.run(web.set_options({"priority": 4}))
-    daemon.save(web, {"priority": 4})
+    host.world.run(daemon.save(web, {"priority": 4}))
     host.world.os.die(daemon.watchers["old"].slots.bodies[0][1].process.pid, -9)
     host.world.loop.advance(1.0)
     assert first.done()
@@ -276,3 +283,78 @@ def test_exactly_what_is_right_follows(steps: list[dict[str, tuple[int, str]]]) 
 
 def pids_of(daemon: Daemon, name: str) -> list[int]:
     return [body.process.pid for _, body in daemon.watchers[name].slots.bodies]
+
+
+# ---- what comes meanwhile ----------------------------------------------------------------
+
+
+def test_files_are_read_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, files, asked = tmp_path / "app.ini", Files(), threading.Event()
+    file.write_text(WEB)
+    app: Any = SimpleNamespace(config=load(str(file), files), files=files)
+
+    def slowly(*args: Any, **options: Any) -> Config:
+        assert asked.wait(10.0), "the loop does nothing else"
+        return load(*args, **options)
+
+    async def both() -> Mapping[str, Any]:
+        plan = asyncio.create_task(reload.dry_run(app))
+        await asyncio.sleep(0)
+        asked.set()
+        return await plan
+
+    monkeypatch.setattr(reload, "load", slowly)
+    assert asyncio.run(both())["changed"] == {}
+
+
+def test_a_reload_that_reads_is_left_to_the_next_daemon(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, run = host.run(WEB)
+    seen = []
+
+    def look(*args: Any, **options: Any) -> Config:
+        seen.append(WAITING in daemon._estate.ledger.table)
+        return load(*args, **options)
+
+    monkeypatch.setattr(reload, "load", look)
+    host.world.run(reply(daemon))
+    host.file.write_text("nonsense")
+    with pytest.raises(SysupError):
+        host.world.run(reply(daemon))
+    assert seen == [True, True]
+    assert WAITING not in daemon._estate.ledger.table
+    finish(host, daemon, run)
+
+
+def test_the_end_may_come_while_files_are_read(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon, run = host.run(WEB)
+
+    def end(*args: Any, **options: Any) -> Config:
+        daemon.quit()
+        return load(*args, **options)
+
+    monkeypatch.setattr(reload, "load", end)
+    host.file.write_text(WEB + "[watcher:new]\ncmd = new\n")
+    with pytest.raises(SysupError, match="sysupd is ending"):
+        host.world.run(reply(daemon))
+    assert [*daemon.watchers] == ["web"]
+    finish(host, daemon, run)
+
+
+def test_a_watcher_may_be_removed_while_it_is_saved(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon, run = host.run(WEB)
+    web = daemon.watchers["web"]
+
+    def remove(*args: Any, **options: Any) -> Config:
+        daemon.watchers.pop("web", None)
+        return load(*args, **options)
+
+    monkeypatch.setattr(reload, "load", remove)
+    with pytest.raises(SysupError, match="cannot save: web was removed"):
+        host.world.run(daemon.save(web, {"priority": 0}))
+    assert not host.file.with_suffix(".d").exists()
+    daemon.watchers["web"] = web
+    finish(host, daemon, run)

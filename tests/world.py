@@ -51,7 +51,9 @@ class Loop(asyncio.SelectorEventLoop):
             self.now += timeout
         return []
 
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> asyncio.Future[Any]:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Any, *args: Any
+    ) -> asyncio.Future[Any]:
         """At once: a thread would take time of another clock."""
         future: asyncio.Future[Any] = self.create_future()
         try:

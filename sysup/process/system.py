@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sysup._native import ffi, lib
-from sysup.process.launch import RLIMITS, Launch, Launcher, Limits, Process, shown
+from sysup.process.launch import RLIMITS, Launch, Launcher, Limits, Process, SpawnError, shown
 from sysup.process.orphans import hunt, next_zombie, reap_stranger
 from sysup.protocol import SysupError
 
