@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from sysup import __version__, config, outputs
+from sysup import __version__, config, outputs, reach
 from sysup.config import Role
 from sysup.events import HIDDEN
 from sysup.machine import Want
@@ -351,7 +351,8 @@ def decr(app: App, p: Properties) -> Later:
 @command(Role.OPERATE)
 def signal_(app: App, p: Properties) -> Soon:
     """Send a signal to processes."""
-    steps = find(app, p.text("name")).slots.signal(
+    steps = reach.send_signal(
+        find(app, p.text("name")).slots,
         p.signum("signum"),
         pid=p.pid(),
         child_pid=p.pid("childpid" if "childpid" in p else "child_pid"),
@@ -367,7 +368,7 @@ def send(app: App, p: Properties) -> Later:
     watcher, data = find(app, p.text("name")), p.octets("text")
     if p.flag("newline", True) and not data.endswith(b"\n"):
         data += b"\n"
-    inputs = watcher.slots.inputs(p.integer("wid") if "wid" in p else None, p.pid())
+    inputs = reach.inputs(watcher.slots, p.integer("wid") if "wid" in p else None, p.pid())
     sent = {"bytes": len(data), "processes": len(inputs)}
     return Later(_then(send_text(inputs, data, eof=p.flag("eof")), lambda _: sent), sent)
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Collection, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +33,6 @@ from sysup.moves import (
     Recycle,
     Released,
     Signal,
-    Signalled,
     Spawn,
     Spawned,
     SpawnFailed,
@@ -46,8 +44,6 @@ from sysup.plan import NOT_SERVING
 from sysup.policy import History, describe_exit
 from sysup.process import Birth, Unreaped
 from sysup.protocol import SysupError
-from sysup.stats import Steps
-from sysup.stdin import Input
 
 log = logging.getLogger("sysup.slots")
 
@@ -197,82 +193,7 @@ class Slots:
                 pid = place.body.process.pid if place.body else None
                 self._publish(event, process_pid=pid, wid=place.wid, **fields)
 
-    # ---- what is asked of processes ----------------------------------------------------
-
-    def signal(
-        self,
-        signum: int,
-        pid: int | None = None,
-        child_pid: int | None = None,
-        children: bool = False,
-        recursive: bool = False,
-    ) -> Steps[int]:
-        """Send a signal to processes, or below them; dying of it counts as no crash.
-
-        Returns how many processes of the watcher these are.
-        """
-        number = 0
-        for place, body in self._meant(pid):
-            if child_pid is not None:
-                self.board.os.signal_child(body.process, child_pid, signum)
-            elif children or recursive:
-                self.board.os.signal_children(body.process, signum, recursive=recursive)
-            if child_pid is None and (recursive or not children):
-                self.handle(place, Signalled(body.serial, signum))
-                self.board.os.signal(body.process, signum)
-            number += 1
-            yield
-        return number
-
-    def recycle(
-        self, pid: int | None, signum: int | None, graceful_timeout: float | None
-    ) -> Steps[int]:
-        """Begin to end processes (one, or all) that are to be started afresh.
-
-        `signum` and `graceful_timeout` (seconds) stand in for the options. Returns how many
-        these are.
-        """
-        number = 0
-        for place, _ in self._meant(pid):
-            if signum is not None or graceful_timeout is not None:
-                stage = self.spec.stop_signal[0]
-                stage = replace(
-                    stage,
-                    signum=stage.signum if signum is None else signum,
-                    timeout=stage.timeout if graceful_timeout is None else graceful_timeout,
-                )
-                place.life.spec = replace(place.life.spec, stop_signal=(stage,))
-            self.handle(place, Recycle())
-            number += 1
-            yield
-        return number
-
-    def _meant(self, pid: int | None) -> Iterator[tuple[Place, Body]]:
-        """All processes or one, each if it still lives when its turn comes."""
-        for place, body in self.bodies:
-            if pid in (None, body.process.pid) and place.body is body and place.life.alive:
-                yield place, body
-
-    def inputs(self, wid: int | None = None, pid: int | None = None) -> list[Input]:
-        """The standard inputs of its processes: of all that are not being stopped, or of one.
-
-        Raises SysupError when there is none.
-        """
-        if wid is None and pid is None:
-            meant = [body for p, body in self.bodies if p.life.state is not State.STOPPING]
-        else:
-            meant = [b for p, b in self.bodies if wid in (None, p.wid)]
-            meant = [body for body in meant if pid in (None, body.process.pid)]
-        inputs = [body.stdin for body in meant if body.stdin]
-        if not inputs and self.spec.stdin != "pipe":
-            raise SysupError(f"cannot send to {self.name}: set stdin = pipe")
-        if not meant:
-            numbers = [f"{key} {n}" for key, n in (("wid", wid), ("pid", pid)) if n is not None]
-            which = f"process with {' and '.join(numbers)}" if numbers else "running process"
-            raise SysupError(f"cannot send to {self.name}: it has no {which}")
-        if not inputs:
-            raise SysupError(f"cannot send to {self.name}: it was started before stdin = pipe")
-        return inputs
+    # ---- by themselves -------------------------------------------------------------------
 
     def check_age(self) -> None:
         """Begin to replace processes that are older than `max_age` allows."""

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from sysup import config
+from sysup import config, reach
 from sysup.board import Board
 from sysup.body import Inherited
 from sysup.config import Impact, WatcherSpec
@@ -171,7 +171,7 @@ class Watcher:
                 raise SysupError(f"{self.name} is stopped")
             self._turns.takes_effect(asked)
             if self.spec.send_hup:
-                await in_turns(self.slots.signal(signal.SIGHUP))
+                await in_turns(reach.send_signal(self.slots, signal.SIGHUP))
                 return self._difference(before)
             self._next_generation(sequential)
             await self._rest(self._is_rolled_out)
@@ -257,7 +257,7 @@ class Watcher:
 
         `signum` and `graceful_timeout` (seconds) stand in for the watcher's own.
         """
-        number = await in_turns(self.slots.recycle(pid, signum, graceful_timeout))
+        number = await in_turns(reach.recycle(self.slots, pid, signum, graceful_timeout))
         await self._rest(self._is_up if self.want is Want.UP else self._is_down)
         return number
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sysup import __version__, commands, config
+from sysup import __version__, commands, config, reach
 from sysup.commands import COMMANDS, OPERABLE
 from sysup.config import Role
 from sysup.machine import Want
@@ -328,7 +328,7 @@ def test_who_is_sent_to(app: FakeApp, world: World, cat: Watcher) -> None:
     app.ask("send", name="cat", text="y", pid="106")
     assert received(world) == {106: b"y\n"}
     world.os.deaf.add(signal.SIGTERM)
-    whole(cat.slots.signal(signal.SIGUSR1))
+    whole(reach.send_signal(cat.slots, signal.SIGUSR1))
     world.begin(cat.kill(104, None, None))
     assert app.ask("send", name="cat", text="z")["processes"] == 2
     assert received(world) == {105: b"z\n", 106: b"z\n"}

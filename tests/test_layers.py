@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     | frozenset({"runtime", "source", "signals", "matching", "ledger", "lot", "keys"}),
     frozenset({"endpoints", "doorman", "guard", "peers", "outside", "events", "taps"})
     | frozenset({"diary", "log", "board", "turns", "meter", "pace", "pulse", "herald"})
-    | frozenset({"body", "remains", "generations", "place", "slots", "watcher"})
+    | frozenset({"body", "remains", "generations", "place", "slots", "reach", "watcher"})
     | frozenset({"outputs", "properties", "table", "commands", "control", "serving", "throttle"})
     | frozenset({"estate", "restore", "roster", "sharing", "reload", "upgrade", "foresight"}),
     frozenset({"daemon"}),

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sysup import reach
 from sysup.config import FlappingSpec, Restart
 from sysup.protocol import SysupError
 from sysup.watcher import Watcher
@@ -25,8 +26,8 @@ EVENTS: dict[str, Callable[[World, Watcher], object]] = {
     "stop": lambda world, watcher: watcher.begin_stop(),
     "more": lambda world, watcher: begin(world, watcher.scale(1)),
     "fewer": lambda world, watcher: begin(world, watcher.scale(-1)),
-    "recycle": lambda world, watcher: whole(watcher.slots.recycle(None, None, 1.0)),
-    "signal": lambda world, watcher: whole(watcher.slots.signal(10)),
+    "recycle": lambda world, watcher: whole(reach.recycle(watcher.slots, None, None, 1.0)),
+    "signal": lambda world, watcher: whole(reach.send_signal(watcher.slots, 10)),
     "one dies": lambda world, watcher: die(world, 1),
     "all die": lambda world, watcher: die(world, 9),
     "reload": lambda world, watcher: begin(world, watcher.reload()),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sysup import reach
 from sysup.config import FlappingSpec, Impact, Restart, StopStage
 from sysup.machine import State, Want
 from sysup.pace import TURN
@@ -403,7 +404,7 @@ def test_kill_where_nothing_runs_ends(world: World) -> None:
 )
 def test_signal(world: World, options: dict[str, Any], sent: list[tuple[str, int]]) -> None:
     watcher = up(world, numprocesses=2)
-    whole(watcher.slots.signal(signal.SIGUSR1, **options))
+    whole(reach.send_signal(watcher.slots, signal.SIGUSR1, **options))
     assert [(what, pid) for what, pid, _ in world.os.sent] == sent
 
 
@@ -411,7 +412,7 @@ def test_a_death_by_a_signal_that_was_asked_for_is_no_crash(world: World) -> Non
     watcher = world.watcher()
     world.run(watcher.start())
     for _ in range(5):
-        whole(watcher.slots.signal(signal.SIGTERM))
+        whole(reach.send_signal(watcher.slots, signal.SIGTERM))
         world.loop.settle()
     assert pids(watcher) == [106]
     assert {name for name, _ in world.events} == {"spawn", "start", "reap"}
@@ -784,7 +785,7 @@ def test_many_deaths_do_not_block_the_loop(world: World) -> None:
 
 def test_what_dies_before_its_turn_is_not_ended_again(world: World) -> None:
     watcher = up(world, numprocesses=3)
-    steps = watcher.slots.recycle(None, None, None)
+    steps = reach.recycle(watcher.slots, None, None, None)
     next(steps)
     world.os.die(102)
     world.loop.settle()

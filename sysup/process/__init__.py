@@ -17,16 +17,8 @@ Tests of the modules above replace `OS` as a whole.
 from sysup.process.cgroups import Cgroup, Cgroups
 from sysup.process.identity import Identity, identity
 from sysup.process.launch import CAPABILITIES, RLIMITS, Birth, Launch, Launcher, Process, SpawnError
-from sysup.process.system import (
-    MARKER,
-    OS,
-    Unclear,
-    Unreaped,
-    become_subreaper,
-    raise_nofile,
-    set_nice,
-    take_precedence,
-)
+from sysup.process.own import become_subreaper, raise_nofile, set_nice, take_precedence
+from sysup.process.system import MARKER, OS, Unclear, Unreaped
 from sysup.process.terminal import open_terminal
 
 __all__ = [

@@ -22,6 +22,7 @@ from tests.process.real import (
     children,
     descriptors,
     ended,
+    eventually,
     launch,
     output,
 )
@@ -195,6 +196,14 @@ def test_a_program_that_does_not_answer_is_not_waited_for(system: OS, leased: st
         assert str(caught.value) == f"cannot execute {leased}: no answer within 0 s"
         assert (caught.value.step, caught.value.code) == ("exec", errno.ETIME)
     assert (descriptors(), children()) == (before, ours)
+
+
+def test_what_is_given_up_leaves_nothing_of_ours(system: OS, leased: str) -> None:
+    before, ours = descriptors(), children()
+    system.give_up(system.launcher(launch(leased)).spawn())
+    system.give_up(system.launcher(launch("sleep", "1000")).spawn())
+    assert descriptors() == before
+    eventually(lambda: system.reap_strangers(()) >= 0 and children() <= ours)
 
 
 def test_a_signal_waits_for_the_program(system: OS, leased: str) -> None:
