@@ -169,14 +169,15 @@ class OS:
                 self.signal(process, signum)
 
     def give_up(self, process: Process) -> None:
-        """Kill what was just started, and let go of it: it becomes a stranger."""
+        """Kill what was just started, and let go of it; what does not end at once is a stranger."""
         self.signal(process, signal.SIGKILL)
-        if process.birth:
-            poll = select.poll()
-            poll.register(process.birth.sign, select.POLLIN)
-            if poll.poll(LAST_WAIT):
-                with suppress(SpawnError):
-                    self.end_birth(process)
+        poll = select.poll()
+        poll.register(process.pidfd, select.POLLIN)
+        if poll.poll(LAST_WAIT):
+            with suppress(SpawnError):
+                self.end_birth(process)
+            with suppress(Unreaped):
+                self.wait(process)
         self.close(process)
 
     def set_limit(self, process: Process, name: str, soft: int | None, hard: int | None) -> bool:
