@@ -69,6 +69,8 @@ class Body:
     """Whether nobody waits for its pipes and its tree any more."""
     failure: str = ""
     """Why it could not execute its program."""
+    is_limited: bool = False
+    """Whether its limits were changed before it did, so that they have to be once more."""
     on_output: list[Callable[[str], None]] = field(default_factory=list)
     on_released: Callable[[int], None] | None = None
     on_buried: Callable[[], None] = lambda: None

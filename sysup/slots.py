@@ -251,6 +251,9 @@ class Slots:
         except SysupError as error:
             body.failure = str(error)  # what comes of it follows from its end
         else:
+            if body.is_limited:
+                for why in self._limit(body, place.life.spec):
+                    log.error("%s", why, extra=about(self.name, place.wid))
             self._has_executed(place, body)
 
     def _has_executed(self, place: Place, body: Body) -> None:
@@ -336,15 +339,20 @@ class Slots:
 
     def limit_running(self, spec: WatcherSpec) -> None:
         """Change the limits of what runs. Raises SysupError with all that can't be."""
-        failed = []
-        for _, body in self.bodies:
-            for limit in spec.rlimits:
-                try:
-                    self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
-                except SysupError as error:
-                    failed.append(str(error))
+        failed = [why for _, body in self.bodies for why in self._limit(body, spec)]
         if failed:
             raise SysupError("; ".join(failed))
+
+    def _limit(self, body: Body, spec: WatcherSpec) -> list[str]:
+        """Change the limits of a process; returns why some can't be."""
+        body.is_limited = body.process.birth is not None
+        failed = []
+        for limit in spec.rlimits:
+            try:
+                self.board.os.set_limit(body.process, limit.name, limit.soft, limit.hard)
+            except SysupError as error:
+                failed.append(str(error))
+        return failed
 
     # ---- over the end of the daemon ------------------------------------------------------
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sysup.config import Rlimit
 from sysup.machine import State
 from sysup.pace import CROWD, CROWDED, Crowd
 from sysup.policy import EXEC_TIMEOUT, EXEC_TIMEOUT_STOPPING
@@ -127,6 +128,17 @@ def test_a_start_that_is_stopped_ends(world: World) -> None:
     world.run(watcher.stop())
     with pytest.raises(Superseded):
         start.result()
+
+
+def test_limits_that_are_changed_meanwhile_hold(world: World) -> None:
+    """The process sets those that it was made with."""
+    watcher = slow(world, rlimits=(Rlimit("nofile", 10, 10),))
+    task = world.begin(watcher.set_options({"rlimit_nofile": 20}))
+    assert task.result() == {"rlimit_nofile": "limits"}
+    world.os.limits.clear()
+    world.os.execute(101)
+    world.loop.settle()
+    assert world.os.limits == [(101, "nofile", 20, 20)]
 
 
 def test_one_that_is_forgotten_is_born_all_the_same(world: World) -> None:
