@@ -64,6 +64,8 @@ CONFIG = ("config",)
 TAKEOVERS = ("takeovers",)
 NOFILE = ("nofile",)
 NICE = ("nice",)
+AT_ONCE = 0.05
+"""Seconds that the first request waits for the first processes, at most."""
 """In the ledger: the limits of descriptors that children get."""
 JOURNAL = ("journal",)
 """In the ledger: whether the daemon's own output was the journal when the app began."""
@@ -209,6 +211,7 @@ class Daemon:
         start = self._job(self.roster.begin())
         start.add_done_callback(lambda _: self._herald.begun())
         await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
+        await self.roster.settle(AT_ONCE)
         self._serving.begin()
         self._herald.serve(self._pump, self._serving.endpoint)
         self._tick()

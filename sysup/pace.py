@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import selectors
+import signal
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -72,8 +74,29 @@ class Loop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         sys.setswitchinterval(SWITCH)
+        self._worker: ThreadPoolExecutor | None = None
         self.pace = Pace()
         super().__init__(self.pace)
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., T], *args: Any
+    ) -> asyncio.Future[T]:
+        """As asyncio's, with a worker of our own."""
+        if executor is None and self._worker is None:
+            self._worker = deaf_worker()
+            self.set_default_executor(self._worker)
+        return super().run_in_executor(executor, func, *args)
+
+
+def deaf_worker() -> ThreadPoolExecutor:
+    """A thread that gets no signals: who waits in the loop would not be woken by those."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        worker = ThreadPoolExecutor(1, "sysup-worker")
+        worker.submit(int)  # its thread is begun, and has our mask
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return worker
 
 
 def figures(loop: asyncio.AbstractEventLoop) -> dict[str, float]:

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from sysup import config
 from sysup.board import Board
 from sysup.config import Config, WatcherSpec
+from sysup.machine import Want
 from sysup.protocol import MessageError, SysupError
 from sysup.turns import Superseded
 from sysup.watcher import Watcher
@@ -68,6 +70,12 @@ class Roster:
     async def begin(self) -> None:
         """Begin with what is yet to start by itself."""
         await self._in_order(Watcher.begin_start)
+
+    async def settle(self, seconds: float) -> None:
+        """Wait until all that is wanted up has come to rest, so many seconds at most."""
+        rests = [w.at_rest() for w in self._watchers.values() if w.want is Want.UP]
+        with suppress(TimeoutError, Superseded):
+            await asyncio.wait_for(asyncio.gather(*rests), seconds)
 
     def start_all(self) -> Coroutine[Any, Any, None]:
         """Start what is to be started by itself: high priority first."""

@@ -98,6 +98,10 @@ class Watcher:
         """Whether every slot has come to a verdict: it runs, waits for its retry, or is over."""
         return self._is_up()
 
+    async def at_rest(self) -> None:
+        """Wait until it is settled. Raises Superseded when it is told to stop."""
+        await self._rest(self._is_up)
+
     # ---- commands ------------------------------------------------------------------------
     #
     # Each is noted when it is called, not only when it is awaited.

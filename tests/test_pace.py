@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+import signal
 import time
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -155,3 +156,16 @@ def test_what_one_piece_raises_does_not_stop_the_others(world: World) -> None:
     (problem,) = world.loop.problems
     assert isinstance(problem["exception"], ValueError)
     world.loop.problems.clear()
+
+
+def test_work_beside_the_loop_is_done_by_a_thread_without_signals() -> None:
+    """Who waits in the loop would not be woken by what another thread gets."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    async def blocked() -> set[int]:
+        return set(await asyncio.to_thread(signal.pthread_sigmask, signal.SIG_BLOCK, ()))
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        deaf = {signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGUSR1, signal.SIGUSR2}
+        assert deaf <= runner.run(blocked())
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask

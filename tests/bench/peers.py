@@ -64,7 +64,8 @@ class Peer:
         raise NotImplementedError
 
     def start(self, directory: Path, job: Job) -> subprocess.Popen[bytes]:
-        """Start it on a job; what it says of itself goes to `directory`/out."""
+        """Start it on a job, in a session of its own, as a service has it; what it says of itself
+        goes to `directory`/out."""
         command = self.configure(directory, job)
         with (directory / "out").open("wb") as out:
             return subprocess.Popen(
@@ -74,6 +75,7 @@ class Peer:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
+                start_new_session=True,
             )
 
     def status(self, directory: Path) -> list[str]:
