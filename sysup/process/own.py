@@ -17,6 +17,9 @@ FEWEST_FILES = 64
 ROOM = 1 << 14
 """Descriptors that the table is made for: it has 8 bytes for each."""
 MOST_PRECEDENCE = -20
+SESSION_PRECEDENCE = -8
+"""Of the daemon's session, with the pump in it: six times the weight of another one. With much
+more, processes that write all the time would never have to wait for who reads that."""
 
 
 def become_subreaper() -> None:
@@ -74,9 +77,9 @@ def take_precedence() -> None:
 
     Hundreds of children that want processors would else have the loop wait for its turn among
     them, up to seconds. Where the kernel gives each session the same (sched(7), autogroup), and
-    ours is the daemon's alone, that gets precedence as well. What may not be is left.
+    ours is the daemon's alone, that gets some precedence as well. What may not be is left.
     """
     set_nice(MOST_PRECEDENCE)
     if os.getsid(0) == os.getpid():
         with suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(MOST_PRECEDENCE))
+            Path("/proc/self/autogroup").write_text(str(SESSION_PRECEDENCE))

@@ -271,11 +271,11 @@ system = OS(nice=3)
 os.setsid()
 take_precedence()
 group = Path("/proc/self/autogroup")
-print(os.nice(0), group.read_text().split()[-1] if group.exists() else "-20")
+print(os.nice(0), group.read_text().split()[-1] if group.exists() else "-8")
 print(output(system, launch("nice")), output(system, launch("nice", nice=-2)), sep="", end="")
 show = launch("sh", "-c", "cat /proc/self/autogroup || echo nice 0")
 print(output(system, show).split()[-1])
 """
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True)
-    assert (done.stdout.split(), done.stderr) == (["-20", "-20", "3", "-2", "0"], "")
+    assert (done.stdout.split(), done.stderr) == (["-20", "-8", "3", "-2", "0"], "")
