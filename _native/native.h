@@ -86,6 +86,7 @@ struct spawn_result {
     int32_t pid;
     int32_t pidfd;
     int32_t sign;
+    bool left;     /* whether `sign` is readable already */
     int32_t step;  /* enum spawn_step: where it failed */
     int32_t index; /* likewise: which of rlimits or fds it was, -1 if no one's turn */
 };
@@ -93,7 +94,7 @@ struct spawn_result {
 /* A process that is yet to execute its program. */
 struct child;
 
-/* Make a process. 0: ret_ holds pid and pidfd, the caller's own, and `sign`, which becomes readable
+/* Make a process, and wait a moment for it. 0: ret_ holds pid and pidfd, the caller's own, and `sign`, which becomes readable
  * when the process has executed its program, or has ended without; spawn_end() is to follow, and
  * what `spec` points to is to stay until then. -errno: there is no process, and ret_->step says why.
  * Both are for one thread alone, which lives as long as the daemon. */

@@ -7,7 +7,7 @@
  * it does to its oom_score_adj is done to all who share its memory (__set_oom_adj() in the
  * kernel), so one that is to have another gets a copy of it.
  *
- * Nobody waits for it. How long it takes is not ours to say: it needs a processor, of which a
+ * Nobody waits for it for long. How long it takes is not ours to say: it needs a processor, of which a
  * thousand others may want one, and a directory or program need not answer (a server of NFS that
  * is away, FUSE, a lease on the file, fcntl(2), which its owner may take). So it holds one end
  * of a pipe that it closes by executing or exiting. Both close descriptors only after the memory was
@@ -43,9 +43,14 @@
 #include <sanitizer/asan_interface.h>
 #endif
 
-/* Whether the child can't run beside us: it uses our errno, or the sanitizer's notes of our thread. */
+/* Nanoseconds that we wait for the child. If there is a processor for it, it is through by then;
+ * and if that is to be ours, we had better leave it. */
+enum { AT_ONCE = 400000 };
+
+/* Whether the child can't run beside us: it uses our errno, or the sanitizer's notes of our thread.
+ * Then we wait longer, and kill it. */
 #if defined(CALLS_USE_ERRNO) || defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-enum { PATIENCE = 4000 }; /* milliseconds until it is killed */
+enum { PATIENCE = 4 };
 #else
 enum { PATIENCE = 0 };
 #endif
@@ -148,11 +153,11 @@ static int make_sign(const struct spawn_spec *spec, int ret_ends[2])
     return rc;
 }
 
-/* Whether the child has left our memory, within so many milliseconds (-1: however long). */
-static bool has_left(const struct child *child, int milliseconds)
+/* Whether the child has left our memory, within this time. */
+static bool has_left(const struct child *child, struct timespec within)
 {
     struct pollfd end = {.fd = child->sign};
-    return poll(&end, 1, milliseconds) > 0;
+    return ppoll(&end, 1, &within, NULL) > 0;
 }
 
 static size_t guard_size(void)
@@ -249,7 +254,7 @@ static void unshare_with(const struct child *child)
 }
 
 /* With signals blocked; closes our end of the child's sign. Returns the pid or -errno. */
-static int make_quietly(struct child *child, int sign, int *ret_pidfd)
+static int make_quietly(struct child *child, int sign, int *ret_pidfd, bool *ret_left)
 {
     const uint64_t all = ~(uint64_t)0;
     uint64_t mask;
@@ -257,7 +262,8 @@ static int make_quietly(struct child *child, int sign, int *ret_pidfd)
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, SIGSET_BYTES);
     int pid = make_child(child, ret_pidfd);
     (void)close(sign);
-    if (pid > 0 && PATIENCE && !has_left(child, PATIENCE))
+    *ret_left = pid > 0 && has_left(child, (struct timespec){PATIENCE, AT_ONCE});
+    if (pid > 0 && PATIENCE && !*ret_left)
         (void)kill(pid, SIGKILL);
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, NULL, SIGSET_BYTES);
     return pid;
@@ -283,7 +289,8 @@ int spawn_begin(const struct spawn_spec *spec, struct spawn_result *ret_, struct
     }
     child->sign = sign[0];
     share_with(child);
-    int pid = make_quietly(child, sign[1], &pidfd);
+    bool left;
+    int pid = make_quietly(child, sign[1], &pidfd, &left);
     if (pid < 0) {
         rc = fail(ret_, cgroup_refused(child, -pid) ? SPAWN_STEP_CGROUP : SPAWN_STEP_CLONE, -1, -pid);
         unshare_with(child);
@@ -291,14 +298,14 @@ int spawn_begin(const struct spawn_spec *spec, struct spawn_result *ret_, struct
         release(child);
         return rc;
     }
-    *ret_ = (struct spawn_result){.pid = pid, .pidfd = pidfd, .sign = sign[0], .index = -1};
+    *ret_ = (struct spawn_result){.pid = pid, .pidfd = pidfd, .sign = sign[0], .left = left, .index = -1};
     *ret_child = child;
     return 0;
 }
 
 int spawn_end(struct child *child, struct spawn_result *ret_)
 {
-    if (!has_left(child, 0))
+    if (!has_left(child, (struct timespec){0}))
         return -EAGAIN;
     int rc = fail(ret_, child->step, child->index, child->error);
     unshare_with(child);

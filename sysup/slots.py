@@ -236,16 +236,20 @@ class Slots:
         place.luck = board.rand()
         self._watch(place, body)
         self.handle(place, Spawned(body.serial))
-        if birth := body.process.birth:
-            board.crowd.join(birth)
-            board.loop.add_reader(birth.sign, self._end_birth, place, body, birth)
+        birth = body.process.birth
+        if birth is None or birth.is_over:
+            self._end_birth(place, body)
         else:
-            self._has_executed(place, body)
+            board.crowd.join(birth)
+            board.loop.add_reader(birth.sign, self._see_birth, place, body, birth)
 
-    def _end_birth(self, place: Place, body: Body, birth: Birth) -> None:
-        """The process executes its program, or has ended."""
+    def _see_birth(self, place: Place, body: Body, birth: Birth) -> None:
         self.board.loop.remove_reader(birth.sign)
         self.board.crowd.leave(birth)
+        self._end_birth(place, body)
+
+    def _end_birth(self, place: Place, body: Body) -> None:
+        """The process executes its program, or has ended."""
         try:
             self.board.os.end_birth(body.process)
         except SysupError as error:
@@ -275,8 +279,8 @@ class Slots:
         board = self.board
         if body.process.pidfd < 0:
             return  # it was forgotten
-        if body.process.birth:
-            self._end_birth(place, body, body.process.birth)
+        if birth := body.process.birth:
+            self._see_birth(place, body, birth)
         try:
             status = board.os.wait(body.process)
         except Unreaped:

@@ -162,6 +162,7 @@ class FakeBirth(Birth):
 
     def __init__(self) -> None:
         self.sign = os.eventfd(0)
+        self.is_over = False
         self.overdue = False
         self.signals = []
         self.reason = ""

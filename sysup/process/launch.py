@@ -104,6 +104,7 @@ class Birth:
         launcher: whose process it is.
         child: the C code's part of it.
         sign: a descriptor, readable once the process has executed its program or ended without.
+        is_over: whether that is readable already.
         file: the program.
         fds: its descriptors, as (there, here).
         kept: what the process reads in our memory until then.
@@ -117,11 +118,13 @@ class Birth:
         launcher: Launcher,
         child: CData,
         sign: int,
+        is_over: bool,
         file: str,
         fds: Sequence[tuple[int, int]],
         kept: tuple[Any, ...],
     ) -> None:
         self.sign = sign
+        self.is_over = is_over
         self.overdue = False
         """Whether it is killed because it took too long."""
         self.signals: list[int] = []
@@ -198,7 +201,7 @@ class Launcher:
         fds: Mapping[int, int] | None = None,
         cgroup_fd: int = -1,
     ) -> Process:
-        """Start one, which is on the way to its program when this returns.
+        """Start one, which may be on the way to its program yet when this returns.
 
         Args:
             argv: instead of the launch's.
@@ -234,7 +237,8 @@ class Launcher:
         if rc < 0:
             raise self.explain(-rc, result, file)
         kept = (arguments, variables, c_argv, c_envp, c_fds)
-        birth = Birth(self, child[0], result.sign, file, tuple(pairs.items()), kept)
+        there_here = tuple(pairs.items())
+        birth = Birth(self, child[0], result.sign, result.left, file, there_here, kept)
         return Process(result.pid, result.pidfd, birth)
 
     def _keep(self, cdata: CData) -> CData:
