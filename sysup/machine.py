@@ -270,6 +270,7 @@ class Lifecycle:
 
     def _exec_failed_stopping(self, event: ExecFailed, now: float) -> tuple[State, list[Action]]:
         self.alive = False
+        self.reason = "stopped" if self.want is Want.DOWN else event.reason
         return State.STOPPING, [Clear()]
 
     def _ready(self, event: Event, now: float) -> tuple[State, list[Action]]:

@@ -98,6 +98,7 @@ def test_a_stop_does_not_wait_for_long(world: World) -> None:
     world.loop.advance(0.2)
     assert stop.result()["stopped"] == [101]
     assert world.os.sent[0] == ("process", 101, signal.SIGKILL)
+    assert watcher.slots.places == {}
 
 
 def test_a_stop_is_for_the_program(world: World) -> None:

@@ -17,6 +17,7 @@ from sysup.moves import (
     Action,
     Clear,
     Event,
+    ExecFailed,
     Executed,
     Exited,
     Kill,
@@ -33,6 +34,8 @@ from sysup.moves import (
     Timeout,
 )
 from sysup.policy import (
+    EXEC_TIMEOUT,
+    EXEC_TIMEOUT_STOPPING,
     KILL_AGAIN,
     History,
     describe_exit,
@@ -467,3 +470,41 @@ def test_a_slot_knows_its_uptime() -> None:
     bench.exit(0)
     assert bench.life.uptime(bench.now) is None
     assert bench.life.want is Want.DOWN
+
+
+# ---- on the way to its program -----------------------------------------------------------
+
+
+def on_the_way() -> Bench:
+    bench = Bench()
+    bench.executes = False
+    bench.give(Start())
+    return bench
+
+
+def test_what_can_not_execute_while_it_is_stopped_is_stopped() -> None:
+    bench = on_the_way()
+    assert bench.give(Stop()) == [Signal(15)]
+    assert bench.give(ExecFailed(1, "no such file")) == [Clear()]
+    assert (bench.state(), bench.life.reason) == (State.STOPPING, "stopped")
+    bench.give(Released(1))
+    assert bench.state() is State.STOPPED
+
+
+def test_what_is_late_is_killed_again_and_again() -> None:
+    bench = on_the_way()
+    assert bench.wait() == EXEC_TIMEOUT
+    assert bench.last() == Kill()
+    assert bench.wait() == KILL_AGAIN
+    assert bench.wait() == KILL_AGAIN
+    bench.give(ExecFailed(1, "no answer"))
+    assert bench.life.reason == "no answer"
+    assert bench.life.serial == 2
+
+
+def test_of_what_is_stopped_on_the_way_no_stage_is_tried() -> None:
+    bench = on_the_way()
+    bench.life.spec = replace(SPEC, stop_signal=(StopStage(3, 5.0), StopStage(15, 2.0)))
+    bench.give(Stop())
+    assert bench.wait() == EXEC_TIMEOUT_STOPPING
+    assert bench.last() == Kill()
