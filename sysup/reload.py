@@ -221,7 +221,8 @@ async def follow(app: App, changes: Changes, new: Config) -> tuple[list[Watcher]
         await breath.taken()
         if watcher := app.watchers.get(name.lower()):
             try:
-                watcher.apply(new.watchers[name], {config.impact(o) for o in options}, {})
+                spec = app.config.watchers[name]  # also what was saved meanwhile
+                watcher.apply(spec, {config.impact(o) for o in options}, {})
             except SysupError as error:
                 failed[config.section("watcher", name)] = (str(error),)
     return fresh, failed
@@ -267,9 +268,13 @@ async def _save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
     if known is None:
         options = config.changed(watcher.spec)
     path = config.saved_path(app.config.path)
-    text = config.amended(_text(path), name, options)
+
+    def amend() -> tuple[str, Config]:
+        text = config.amended(_text(path), name, options)
+        return text, load(app.config.path, Amended(path, text), apart=True)
+
     try:
-        new = await asyncio.to_thread(load, app.config.path, Amended(path, text), apart=True)
+        text, new = await asyncio.to_thread(amend)
     except ConfigError as error:
         raise SysupError(f"cannot save: {error}") from None
     if app.watchers.get(name.lower()) is not watcher:
@@ -307,11 +312,15 @@ async def differences(app: App) -> dict[str, Any]:
                 option: {"config": said.get(option), "running": value}
                 for option, value in options.items()
             }
+
+    def saved() -> Mapping[str, Any]:
+        return config.saved_options(_text(config.saved_path(app.config.path)))
+
     return {
         "changed": changed,
         "added": sorted(running.keys() - known.keys()),
         "removed": sorted(known.keys() - running.keys()),
-        "saved": config.saved_options(_text(config.saved_path(app.config.path))),
+        "saved": await asyncio.to_thread(saved),
         "changed_files": app.files.changed(),
     }
 

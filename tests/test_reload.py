@@ -237,6 +237,24 @@ def test_what_is_saved_during_a_reload_is_of_the_config(host: Host) -> None:
     finish(host, daemon, run)
 
 
+def test_what_is_saved_of_a_watcher_that_is_yet_to_change_holds(host: Host) -> None:
+    old = "[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n"
+    daemon, run = host.run(WEB + old)
+    host.world.os.deaf = {signal.SIGTERM}
+    host.file.write_text(WEB + "graceful_timeout = 9\n")
+    first = host.world.begin(reply(daemon))
+    web = daemon.watchers["web"]
+    host.world.run(web.set_options({"priority": 4}))
+    host.world.run(daemon.save(web, {"priority": 4}))
+    host.world.os.die(daemon.watchers["old"].slots.bodies[0][1].process.pid, -9)
+    host.world.loop.advance(1.0)
+    assert first.done()
+    assert (web.spec.priority, web.spec.graceful_timeout) == (4, 9)
+    assert web.spec == daemon.config.watchers["web"]
+    assert host.next_config()[1].watchers == daemon.config.watchers
+    finish(host, daemon, run)
+
+
 NAMES = "abcd"
 
 
