@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from sysup import __version__, pace, reload
+from sysup import __version__, pace, reach, reload
 from sysup.board import Board
 from sysup.config import Config
 from sysup.control import Control
@@ -26,6 +26,7 @@ from sysup.estate import Estate, Inheritance, is_part
 from sysup.herald import Herald
 from sysup.log import Log, tell_event
 from sysup.meter import Meter
+from sysup.pace import Breath, in_turns
 from sysup.process import (
     OS,
     Cgroups,
@@ -64,12 +65,12 @@ CONFIG = ("config",)
 TAKEOVERS = ("takeovers",)
 NOFILE = ("nofile",)
 NICE = ("nice",)
-AT_ONCE = 0.05
-"""Seconds that the first request waits for the first processes, at most."""
-"""In the ledger: the limits of descriptors that children get."""
+"""In the ledger: the limits of descriptors and the niceness that children get."""
 JOURNAL = ("journal",)
 """In the ledger: whether the daemon's own output was the journal when the app began."""
 LOCK = "lock"
+AT_ONCE = 0.05
+"""Seconds that the first request waits for the first processes, at most."""
 REPLY_WITHIN = 0.05
 """Seconds until the program is replaced, for the reply to who asked for it."""
 LAST_LOOK = 0.01
@@ -210,9 +211,9 @@ class Daemon:
             self._begin()
         start = self._job(self.roster.begin())
         start.add_done_callback(lambda _: self._herald.begun())
-        await asyncio.sleep(0)  # what is to be up is wanted up before anybody can ask
-        await self.roster.settle(AT_ONCE)
+        await self.roster.settle(start, AT_ONCE)
         self._serving.begin()
+        pace.begin(self.loop)
         self._herald.serve(self._pump, self._serving.endpoint)
         self._tick()
         number = len(self.watchers)
@@ -412,10 +413,16 @@ class Daemon:
         delay = self.config.daemon.check_delay
         if delay <= 0:
             return
-        for watcher in self.watchers.values():
-            watcher.slots.check_age()
-            self._board.wake(watcher)
+        self._job(self._reconcile())
         self._ticking = self.loop.call_later(delay, self._tick)
+
+    async def _reconcile(self) -> None:
+        breath = Breath()
+        for name in list(self.watchers):
+            await breath.taken()
+            if watcher := self.watchers.get(name):
+                await in_turns(reach.recycle_old(watcher.slots))
+                self._board.wake(watcher)
 
     # ---- what the commands need ----------------------------------------------------------
 

@@ -35,6 +35,9 @@ ROOM = 1 << 16
 """Bytes that a log may have beyond four times what holds."""
 
 
+ENCODER = json.JSONEncoder(separators=(",", ":"), check_circular=False)
+
+
 class Ledger:
     """The table in an open file.
 
@@ -58,8 +61,13 @@ class Ledger:
             self._point()
 
     def put(self, key: Key, value: Any) -> None:
-        """Have a value hold from now on; what holds already is not written again."""
-        text = json.dumps([key, value], separators=(",", ":")).encode()
+        """Have a value hold from now on; what holds already is not written again.
+
+        The value is ours: it is not to be changed by who put it.
+        """
+        if key in self.table and self.table[key] == value:  # a tenth of the time of its text
+            return
+        text = ENCODER.encode([key, value]).encode()
         before = self._texts.get(key)
         if text != before:
             self._enter(key, value, text)
@@ -69,7 +77,7 @@ class Ledger:
         """Have no value for a key any more."""
         if key in self._texts:
             self._forget(key)
-            self._append(json.dumps([key], separators=(",", ":")).encode())
+            self._append(ENCODER.encode([key]).encode())
 
     def clear(self) -> None:
         """Have no value at all."""

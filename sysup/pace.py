@@ -36,10 +36,14 @@ class Pace(selectors.EpollSelector):
 
     def __init__(self) -> None:
         super().__init__()
-        self.longest = 0.0
+        self.begin()
+
+    def begin(self) -> None:
+        """Measure from now on."""
+        self.longest: float = 0.0
         """Seconds that the longest turn took."""
-        self._woke = self._since = time.monotonic()
         self._current = self._before = 0.0
+        self._woke = self._since = time.monotonic()
 
     @property
     def lately(self) -> float:
@@ -97,6 +101,12 @@ def deaf_worker() -> ThreadPoolExecutor:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return worker
+
+
+def begin(loop: asyncio.AbstractEventLoop) -> None:
+    """From now on there is somebody who would have to wait for the loop."""
+    if isinstance(loop, Loop):
+        loop.pace.begin()
 
 
 def figures(loop: asyncio.AbstractEventLoop) -> dict[str, float]:

@@ -65,6 +65,16 @@ def recycle(
     return number
 
 
+def recycle_old(slots: Slots) -> Steps[None]:
+    """Begin to end processes that are older than `max_age` allows; they are started afresh."""
+    spec = slots.spec
+    for place, _ in _meant(slots, None) if spec.max_age else ():
+        lifetime = spec.max_age + spec.max_age_variance * place.luck
+        if slots.board.loop.time() - place.life.started > lifetime:
+            slots.handle(place, Recycle())
+        yield
+
+
 def _meant(slots: Slots, pid: int | None) -> Iterator[tuple[Place, Body]]:
     """All processes or one, each if it still lives when its turn comes."""
     for place, body in slots.bodies:

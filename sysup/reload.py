@@ -101,33 +101,42 @@ async def run(app: App, has_read: Callable[[], None]) -> dict[str, Any]:
     """
     async with app.reading:
         before, before_files = app.config, app.files
-        new, files = await asyncio.to_thread(read, before, before_files)
+        new, files, changes = await asyncio.to_thread(read, before, before_files)
         has_read()
         if app.is_ending:
             raise SysupError("cannot reload the config: sysupd is ending")
         app.config, app.files = new, files
-    fresh, failed = await follow(app, config.diff(before, new), new)
+    fresh, failed = await follow(app, changes, new)
     # What differs from the file is tried again by the next reload.
-    files.keep(failed, sections(before), before_files)
-    app.config = config.keep(app.config, failed, before)
+    stays = {config.section("watcher", name): why for name, why in failed.items()}
+    for name in failed:  # nor do the files say what was saved meanwhile, by which it is known then
+        if watcher := app.watchers.get(name.lower()):
+            watcher.unsettle(config.difference(new.watchers[name], app.config.watchers[name]))
+    files.keep(stays, sections(before), before_files)
+    app.config = config.keep(app.config, stays, before)
     mark(app)
     app.keep_config()
-    starts = [watcher.start() for watcher in fresh if watcher.spec.autostart]
-    await asyncio.gather(*starts, return_exceptions=True)
-    changes = config.diff(before, config.keep(new, failed, before))
+    await app.roster.start(fresh)
+    changes = changes.without(failed)
     tell(app, changes)
-    return outcome(app.config, plan(changes, app.config))
+    return outcome(app.config, await asyncio.to_thread(plan, changes, app.config))
 
 
 async def dry_run(app: App) -> dict[str, Any]:
     """What `run` would do; raises as it would, but for limits."""
-    before = app.config
-    new, _ = await asyncio.to_thread(read, before, app.files)
-    return outcome(new, plan(config.diff(before, new), new))
+
+    def look(before: Config, before_files: Files) -> tuple[Config, dict[str, Any]]:
+        new, _, changes = read(before, before_files)
+        return new, plan(changes, new)
+
+    return outcome(*await asyncio.to_thread(look, app.config, app.files))
 
 
-def read(before: Config, before_files: Files) -> tuple[Config, Files]:
-    """The config that is to be: what is wrong in it is as it was before. Raises SysupError."""
+def read(before: Config, before_files: Files) -> tuple[Config, Files, Changes]:
+    """The config that is to be, and how it differs: what is wrong in it is as it was before.
+
+    Raises SysupError.
+    """
     files = Files()
     try:
         new = load(before.path, files, apart=True)
@@ -135,7 +144,8 @@ def read(before: Config, before_files: Files) -> tuple[Config, Files]:
         raise SysupError(f"cannot reload the config: {error}") from error
     kept = config.unfollowed(new, before)
     files.keep(kept, sections(before), before_files)
-    return config.keep(new, kept, before), files
+    new = config.keep(new, kept, before)
+    return new, files, config.diff(before, new)
 
 
 def sections(known: Config) -> set[str]:
@@ -201,8 +211,8 @@ def _names(delta: Delta) -> dict[str, list[str]]:
 async def follow(app: App, changes: Changes, new: Config) -> tuple[list[Watcher], Reasons]:
     """Make the watchers and sockets what the new config says.
 
-    Returns those that are to be started, and the sections of watchers that stay as they were, as
-    a running process can't be given a limit.
+    Returns those that are to be started, and those that stay as they were, by name with the
+    reasons, as a running process can't be given a limit.
     """
     for name in (*changes.removed, *changes.added):  # by `add` there may be one already
         if watcher := app.watchers.get(name.lower()):
@@ -220,11 +230,11 @@ async def follow(app: App, changes: Changes, new: Config) -> tuple[list[Watcher]
     for name, options in changes.changed.items():
         await breath.taken()
         if watcher := app.watchers.get(name.lower()):
+            spec = app.config.watchers[name]  # also what was saved meanwhile
             try:
-                spec = app.config.watchers[name]  # also what was saved meanwhile
                 watcher.apply(spec, {config.impact(o) for o in options}, {})
             except SysupError as error:
-                failed[config.section("watcher", name)] = (str(error),)
+                failed[name] = (str(error),)
     return fresh, failed
 
 
@@ -264,8 +274,8 @@ async def save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
 
 
 async def _save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
-    name, known = watcher.name, app.config.watchers.get(watcher.name)
-    if known is None:
+    name, is_known = watcher.name, watcher.name in app.config.watchers
+    if not is_known:
         options = config.changed(watcher.spec)
     path = config.saved_path(app.config.path)
 
@@ -279,9 +289,11 @@ async def _save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
         raise SysupError(f"cannot save: {error}") from None
     if app.watchers.get(name.lower()) is not watcher:
         raise SysupError(f"cannot save: {name} was removed")
-    if why := new.watchers_kept.get(name.lower()):
+    if why := new.watchers_kept.get(name.lower()) or app.config.watchers_kept.get(name.lower()):
         raise SysupError(f"cannot save: {'; '.join(why)}")
-    spec = new.watchers[name]
+    meant, spec = config.with_options(watcher.spec, options if is_known else {}), new.watchers[name]
+    if other := config.difference(meant, watcher.spec):
+        raise SysupError(f"cannot save {', '.join(other)}: it was set again meanwhile")
     wrong = [key for key in options if config.get(spec, key) != config.get(watcher.spec, key)]
     if wrong:
         raise SysupError(f"cannot save {', '.join(wrong)}: a file would not say the same")
@@ -290,7 +302,7 @@ async def _save(app: App, watcher: Watcher, options: Mapping[str, Any]) -> str:
         app.files.note(path)
     except OSError as error:
         raise SysupError(f"cannot write {path}: {error.strerror}") from None
-    saved = config.with_options(known, options) if known else spec
+    saved = config.with_options(app.config.watchers[name], options) if is_known else spec
     app.config = replace(app.config, watchers={**app.config.watchers, name: saved})
     watcher.settle(options)
     return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from sysup import config
 from sysup.board import Board
 from sysup.config import Config, WatcherSpec
 from sysup.machine import Want
+from sysup.pace import Breath
 from sysup.protocol import MessageError, SysupError
 from sysup.turns import Superseded
 from sysup.watcher import Watcher
@@ -69,13 +70,20 @@ class Roster:
 
     async def begin(self) -> None:
         """Begin with what is yet to start by itself."""
-        await self._in_order(Watcher.begin_start)
+        await self._in_order(self._watchers.values(), Watcher.begin_start)
 
-    async def settle(self, seconds: float) -> None:
-        """Wait until all that is wanted up has come to rest, so many seconds at most."""
-        rests = [w.at_rest() for w in self._watchers.values() if w.want is Want.UP]
-        with suppress(TimeoutError, Superseded):
-            await asyncio.wait_for(asyncio.gather(*rests), seconds)
+    async def settle(self, begun: asyncio.Future[None], seconds: float) -> None:
+        """Wait until all has begun, and what is wanted up has come to rest, so many seconds at
+        most."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._settled(begun), seconds)
+
+    async def _settled(self, begun: asyncio.Future[None]) -> None:
+        await asyncio.wait({begun})
+        for watcher in list(self._watchers.values()):
+            if watcher.want is Want.UP and not watcher.is_settled:
+                with suppress(Superseded):
+                    await watcher.at_rest()
 
     def start_all(self) -> Coroutine[Any, Any, None]:
         """Start what is to be started by itself: high priority first."""
@@ -83,11 +91,12 @@ class Roster:
             if watcher.spec.autostart:
                 watcher.touched = False  # so a daemon that takes over starts what is left
                 watcher.save()
-        return self._start_all()
+        return self.start(self._watchers.values())
 
-    async def _start_all(self) -> None:
+    async def start(self, watchers: Collection[Watcher]) -> None:
+        """Start those of them that are yet to start by themselves: high priority first."""
         started = await self._in_order(
-            lambda watcher: self._board.loop.create_task(watcher.start())
+            watchers, lambda watcher: self._board.loop.create_task(watcher.start())
         )
         results = await asyncio.gather(*started, return_exceptions=True)
         for result in results:
@@ -96,24 +105,31 @@ class Roster:
 
     def stop_all(self) -> Coroutine[Any, Any, None]:
         """Stop everything: low priority first, all at the same time."""
-        return self._all_stopped([w.stop() for w in reversed(self._by_priority())])
+        return self._all_stopped(
+            [w.stop() for w in reversed(_by_priority(self._watchers.values()))]
+        )
 
     async def _all_stopped(self, stops: list[Coroutine[Any, Any, Any]]) -> None:
-        await asyncio.gather(*stops)
+        try:
+            for stop in stops:  # all of them were told already
+                await stop
+        finally:
+            for stop in stops:
+                stop.close()
 
-    def _by_priority(self) -> list[Watcher]:
-        return sorted(self._watchers.values(), key=lambda w: (-w.spec.priority, w.name))
-
-    async def _in_order(self, begin: Callable[[Watcher], T]) -> list[T]:
-        """Begin with what starts by itself: high priority first, `warmup_delay` between.
+    async def _in_order(
+        self, watchers: Collection[Watcher], begin: Callable[[Watcher], T]
+    ) -> list[T]:
+        """Begin with those that start by themselves: high priority first, `warmup_delay` between.
 
         What was told to start or to stop meanwhile is left alone.
         """
-        pause = self._config().daemon.warmup_delay
+        pause, breath = self._config().daemon.warmup_delay, Breath()
         begun: list[T] = []
-        for watcher in self._by_priority():
+        for watcher in _by_priority(watchers):
             if pause and begun and self._is_left(watcher):
                 await asyncio.sleep(pause)
+            await breath.taken()
             if self._is_left(watcher):
                 begun.append(begin(watcher))
         return begun
@@ -130,3 +146,7 @@ class Roster:
                 self._board.os.signal_group(body.process.pid, signal.SIGKILL)
             except SysupError as error:
                 log.error("%s", error)
+
+
+def _by_priority(watchers: Collection[Watcher]) -> list[Watcher]:
+    return sorted(watchers, key=lambda w: (-w.spec.priority, w.name))

@@ -30,7 +30,6 @@ from sysup.moves import (
     Exited,
     Kill,
     Publish,
-    Recycle,
     Released,
     Signal,
     Spawn,
@@ -194,14 +193,6 @@ class Slots:
                 self._publish(event, process_pid=pid, wid=place.wid, **fields)
 
     # ---- by themselves -------------------------------------------------------------------
-
-    def check_age(self) -> None:
-        """Begin to replace processes that are older than `max_age` allows."""
-        spec, now = self.spec, self.board.loop.time()
-        for place, _ in self.bodies if spec.max_age else ():
-            lifetime = spec.max_age + spec.max_age_variance * place.luck
-            if now - place.life.started > lifetime:
-                self.handle(place, Recycle())
 
     def close(self) -> None:
         """Let go of what is held open."""

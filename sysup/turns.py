@@ -112,11 +112,11 @@ class Turns:
         if self._asked.pop(asked.number, None):
             self._note(asked.number, None)
 
-    async def rest(self, condition: Condition) -> None:
-        """Wait until an `answer` finds that the condition holds. Raises Superseded."""
+    def rest(self, condition: Condition) -> asyncio.Future[None]:
+        """What is done when an `answer` finds that the condition holds. Raises Superseded."""
         future: asyncio.Future[None] = self._loop.create_future()
         self._waiters.append(Waiter(condition, future))
-        await future
+        return future
 
     def answer(self) -> None:
         """The watcher has come to rest: end those that waited for what is so now."""

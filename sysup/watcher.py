@@ -143,10 +143,10 @@ class Watcher:
         """Be down; pre-empts other commands; ends when nothing of the processes is left."""
         before = self._pids()
         self.begin_stop()
-        return self._come_down(before)
+        return self._come_down(before, self._turns.rest(self._is_down))
 
-    async def _come_down(self, before: set[int]) -> dict[str, Any]:
-        await self._rest(self._is_down)
+    async def _come_down(self, before: set[int], down: asyncio.Future[None]) -> dict[str, Any]:
+        await down
         return self._difference(before)
 
     def begin_stop(self) -> None:
@@ -252,6 +252,11 @@ class Watcher:
         """Take note that the config says these options now; they are set already."""
         self.overrides = {key: self.overrides[key] for key in self.overrides.keys() - options}
         self.added = None
+        self.save()
+
+    def unsettle(self, options: Mapping[str, Any]) -> None:
+        """Take note that the config does not say them after all, which are set."""
+        self.overrides = {**self.overrides, **options}
         self.save()
 
     async def kill(

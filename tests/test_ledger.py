@@ -40,6 +40,9 @@ def test_the_same_once_more_is_not_written(fd: int) -> None:
     size = os.fstat(fd).st_size
     ledger.put(("a",), 1)
     assert os.fstat(fd).st_size == size
+    ledger.drop(("a",))
+    ledger.put(("a",), None)
+    assert Ledger(fd).table == {("a",): None}, "nothing is a value, too"
 
 
 def test_it_stays_small(fd: int) -> None:

@@ -77,6 +77,14 @@ def test_a_silence_is_no_turn(paced: Pace, clock: Clock) -> None:
     assert paced.longest == pytest.approx(0.3)
 
 
+def test_what_was_before_somebody_could_wait_does_not_count(paced: Pace, clock: Clock) -> None:
+    turn(paced, clock, 0.3)
+    clock.now += 0.2
+    paced.begin()
+    turn(paced, clock, 0.1)
+    assert paced.longest == paced.lately == pytest.approx(0.1)
+
+
 def test_a_loop_tells_it() -> None:
     loop = Loop()
     try:

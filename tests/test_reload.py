@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sysup import reload
+from sysup import pace, reload
 from sysup.config import Config
 from sysup.daemon import Daemon
 from sysup.protocol import Incomplete, SysupError
@@ -252,6 +252,90 @@ def test_what_is_saved_of_a_watcher_that_is_yet_to_change_holds(host: Host) -> N
     assert (web.spec.priority, web.spec.graceful_timeout) == (4, 9)
     assert web.spec == daemon.config.watchers["web"]
     assert host.next_config()[1].watchers == daemon.config.watchers
+    finish(host, daemon, run)
+
+
+def test_what_is_told_to_stop_before_its_turn_to_start_stays_down(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "TURN", -1)  # others have a turn after each step
+    daemon, run = host.run(WEB)
+    names = ("a", "b", "c", "d")
+    host.file.write_text(WEB + "".join(f"[watcher:{name}]\ncmd = {name}\n" for name in names))
+    reload = host.world.loop.create_task(reply(daemon))
+    told = []
+
+    def stop() -> None:
+        for name in names:
+            if name not in told and name in daemon.watchers and name != "d":
+                told.append(name)
+                host.world.loop.create_task(daemon.watchers[name].stop())
+        if not reload.done():
+            host.world.loop.call_soon(stop)
+
+    host.world.loop.call_soon(stop)
+    host.world.loop.settle()
+    assert reload.result()["added"] == [*names]
+    assert (told, [name for name in names if pids_of(daemon, name)]) == (["a", "b", "c"], ["d"])
+    finish(host, daemon, run)
+
+
+def test_those_that_a_reload_adds_start_in_order(host: Host) -> None:
+    daemon, run = host.run("[sysup]\nwarmup_delay = 5\n" + WEB)
+    text = host.file.read_text() + "[watcher:a]\ncmd = a\n[watcher:b]\ncmd = b\npriority = 1\n"
+    host.file.write_text(text + "[watcher:off]\ncmd = off\nautostart = no\n")
+    host.world.begin(reply(daemon))
+    assert [len(pids_of(daemon, name)) for name in ("a", "b", "off")] == [0, 1, 0]
+    host.world.loop.advance(5.0)
+    assert [len(pids_of(daemon, name)) for name in ("a", "b", "off")] == [1, 1, 0]
+    finish(host, daemon, run)
+
+
+def test_what_is_saved_before_a_limit_fails_is_set_still(host: Host) -> None:
+    """The watcher stays as it was, so the files that it is known by don't say what was saved."""
+    old = "[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n"
+    daemon, run = host.run(WEB + old)
+    host.world.os.deaf = {signal.SIGTERM}
+    host.file.write_text(WEB + "rlimit_nofile = 64\n")
+    first = host.world.begin(reply(daemon))
+    web = daemon.watchers["web"]
+    host.world.run(web.set_options({"priority": 4}))
+    host.world.run(daemon.save(web, {"priority": 4}))
+    host.world.os.forbidden = {web.slots.bodies[0][1].process.pid}
+    host.world.os.die(daemon.watchers["old"].slots.bodies[0][1].process.pid, -9)
+    host.world.loop.advance(1.0)
+    assert isinstance(first.exception(), Incomplete)
+    assert (web.spec.priority, web.overrides) == (4, {"priority": 4})
+    loaded = host.next_config()[1]
+    assert (loaded.watchers, loaded.kept) == (daemon.config.watchers, daemon.config.kept)
+    host.world.os.forbidden = set()
+    finish(host, daemon, run)
+
+
+def test_nothing_is_saved_for_what_a_limit_keeps(host: Host) -> None:
+    daemon, run = host.run(WEB)
+    web = daemon.watchers["web"]
+    host.file.write_text(WEB + "rlimit_nofile = 64\n")
+    host.world.os.forbidden = {web.slots.bodies[0][1].process.pid}
+    with pytest.raises(Incomplete):
+        host.world.run(reply(daemon))
+    host.world.run(web.set_options({"priority": 4}))
+    with pytest.raises(SysupError, match="cannot save: cannot set rlimit_nofile"):
+        host.world.run(daemon.save(web, {"priority": 4}))
+    assert web.overrides == {"priority": 4}
+    host.world.os.forbidden = set()
+    finish(host, daemon, run)
+
+
+def test_what_was_set_again_is_not_saved_as_it_was(host: Host) -> None:
+    daemon, run = host.run(WEB)
+    web = daemon.watchers["web"]
+    for priority in (1, 2):
+        host.world.run(web.set_options({"priority": priority}))
+    with pytest.raises(SysupError, match="cannot save priority: it was set again meanwhile"):
+        host.world.run(daemon.save(web, {"priority": 1}))
+    host.world.run(daemon.save(web, {"priority": 2}))
+    assert daemon.config.watchers["web"].priority == 2
     finish(host, daemon, run)
 
 

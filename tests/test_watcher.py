@@ -425,7 +425,7 @@ def test_max_age_is_drawn_once_for_each_process(world: World) -> None:
     world.chance = 0.0
     for age, alive in ((19.9, [101]), (0.2, [102]), (9.9, [102]), (0.2, [103])):
         world.loop.advance(age)
-        watcher.slots.check_age()
+        whole(reach.recycle_old(watcher.slots))
         world.loop.advance(0.0)
         world.loop.advance(0.1 if alive != pids(watcher) else 0.0)
         assert pids(watcher) == alive
@@ -433,11 +433,11 @@ def test_max_age_is_drawn_once_for_each_process(world: World) -> None:
 
 def test_max_age_holds_for_what_runs_already(world: World) -> None:
     watcher = up(world)
-    watcher.slots.check_age()
+    whole(reach.recycle_old(watcher.slots))
     world.loop.advance(1.0)
     assert pids(watcher) == [101]
     world.run(watcher.set_options({"max_age": 10}))
-    watcher.slots.check_age()
+    whole(reach.recycle_old(watcher.slots))
     world.loop.advance(1.0)
     assert pids(watcher) == [102]
 

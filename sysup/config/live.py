@@ -6,7 +6,7 @@ under `stdout_stream_conf`. Types are strict, as in Circus: "3" is not a number.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -284,6 +284,11 @@ class Changes:
     def changed(self) -> Mapping[str, frozenset[str]]:
         """Watchers that differ, each with the options that do (as `impact` takes them)."""
         return self.watchers.changed
+
+    def without(self, watchers: Collection[str]) -> Changes:
+        """These, but for changed watchers of some names."""
+        changed = {name: how for name, how in self.changed.items() if name not in watchers}
+        return replace(self, watchers=replace(self.watchers, changed=changed))
 
     def __bool__(self) -> bool:
         return bool(self.watchers or self.sockets or self.plugins or self.daemon)

@@ -108,6 +108,13 @@ def test_words() -> None:
     assert split('"') is None
 
 
+def wait_until_asleep(pid: int) -> None:
+    """Until it waits for input: Python sees no Ctrl-C between the prompt and that."""
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "S":
+        assert time.monotonic() < deadline
+
+
 def test_on_a_terminal(shop: CannedDaemon, base: Path) -> None:
     leader, follower = pty.openpty()
     command = [sys.executable, "-c", "from sysup.ctl import main; raise SystemExit(main())"]
@@ -143,6 +150,7 @@ def test_on_a_terminal(shop: CannedDaemon, base: Path) -> None:
         wait_for(b"Go on?")
         os.write(leader, b"n\n")
         wait_for(b"shop> ")
+        wait_until_asleep(process.pid)
         os.write(leader, b"\x03")
         wait_for(b"shop> ")
         os.write(leader, b"\x04")
