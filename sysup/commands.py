@@ -16,7 +16,7 @@ from sysup.machine import Want
 from sysup.matching import matching
 from sysup.pace import in_turns
 from sysup.properties import Properties
-from sysup.protocol import AccessDenied, MessageError, SysupError
+from sysup.protocol import AccessDenied, MessageError, SysupError, Written
 from sysup.stdin import send as send_text
 from sysup.table import App, Later, Reply, Soon, Table
 from sysup.watcher import Watcher
@@ -93,20 +93,24 @@ def _processes(number: int) -> Reply:
 
 
 @command(Role.READ)
-def status(app: App, p: Properties) -> Reply:
+def status(app: App, p: Properties) -> Soon:
     """The state of a watcher, or of all."""
     hidden, each = HIDDEN if p.role is Role.READ else None, p.flag("processes")
     if "name" in p:
         watcher = find(app, p.text("name"))
-        return {"status": watcher.state, "watchers": outputs.status([watcher], hidden, each)}
-    watchers = app.watchers.values()
-    told = outputs.status(watchers, hidden, each)
-    return {
-        "statuses": {w.name: w.state for w in watchers},
-        "watchers": told,
-        "changed_files": app.changed_files,
-        "kept": app.kept,
-    }
+        told = in_turns(outputs.status([watcher], hidden, each))
+        return Soon(_then(told, lambda told: {"status": watcher.state, "watchers": told}))
+    watchers = list(app.watchers.values())
+
+    def all_of_it(told: Written) -> Reply:
+        return {
+            "statuses": {w.name: w.state for w in watchers},
+            "watchers": told,
+            "changed_files": app.changed_files,
+            "kept": app.kept,
+        }
+
+    return Soon(_then(in_turns(outputs.status(watchers, hidden, each)), all_of_it))
 
 
 @command(Role.READ)

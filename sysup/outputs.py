@@ -9,6 +9,7 @@ from typing import Any
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
 from sysup.protocol import SysupError, Written
+from sysup.stats import Steps
 from sysup.streams import Direct, Sink
 from sysup.taps import described
 from sysup.watcher import Watcher
@@ -87,12 +88,15 @@ def _filename(spec: StreamSpec | None) -> str | None:
 # ---- all that is known of a watcher ------------------------------------------------------
 
 
-def status(watchers: Iterable[Watcher], hidden: str | None, processes: bool) -> Written:
+def status(watchers: Iterable[Watcher], hidden: str | None, processes: bool) -> Steps[Written]:
     """What `status` tells of watchers, by name, and of each of their `processes` if that is wanted.
 
     `hidden` stands for what these wrote; None: that may be seen.
     """
-    texts = [f"{json.dumps(w.name)}: {w.written(hidden, processes)}" for w in watchers]
+    texts = []
+    for watcher in watchers:
+        texts.append(f"{json.dumps(watcher.name)}: {watcher.written(hidden, processes)}")
+        yield
     return Written(f"{{{', '.join(texts)}}}")
 
 

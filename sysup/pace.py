@@ -43,7 +43,9 @@ class Pace(selectors.EpollSelector):
         self.longest: float = 0.0
         """Seconds that the longest turn took."""
         self._current = self._before = 0.0
-        self._woke = self._since = time.monotonic()
+        self._since = time.monotonic()
+        self.woke: float = self._since
+        """When this turn of the loop began."""
 
     @property
     def lately(self) -> float:
@@ -55,11 +57,11 @@ class Pace(selectors.EpollSelector):
         """Wait for what comes; a turn begins when it returns."""
         now = time.monotonic()
         self._turn_over(now)
-        took = now - self._woke
+        took = now - self.woke
         self._current = max(self._current, took)
         self.longest = max(self.longest, took)
         found = super().select(timeout)
-        self._woke = time.monotonic()
+        self.woke = time.monotonic()
         return found
 
     def _turn_over(self, now: float) -> None:
@@ -207,13 +209,21 @@ class Breath:
     """For long work: lets others have their turns now and then."""
 
     def __init__(self) -> None:
-        self._until = time.monotonic() + TURN
+        loop = asyncio.get_running_loop()
+        self._pace = loop.pace if isinstance(loop, Loop) else None
+        self._begin()
 
     async def taken(self) -> None:
-        """Let them, if it is time."""
+        """Let them, if it is time: if the loop's turn is long already, whoever made it so.
+
+        So hundreds of long works go on side by side, and no turn is longer for it.
+        """
         if time.monotonic() >= self._until:
             await asyncio.sleep(0)
-            self._until = time.monotonic() + TURN
+            self._begin()
+
+    def _begin(self) -> None:
+        self._until = TURN + (self._pace.woke if self._pace else time.monotonic())
 
 
 async def in_turns(work: Generator[None, None, T]) -> T:

@@ -246,19 +246,25 @@ class Written(str):
 
 def ok(fields: Mapping[str, Any], request_id: Any, time: float) -> bytes:
     """The frame of a good reply; `fields` may overwrite `status`, as `status NAME` does."""
-    message = {"status": "ok", "time": time, **fields, "id": request_id}
-    written = [name for name, value in fields.items() if isinstance(value, Written)]
-    texts = [f", {json.dumps(name)}: {message.pop(name)}" for name in written]
-    return f"{json.dumps(message)[:-1]}{''.join(texts)}}}".encode()
+    message, written = _apart({"status": "ok", "time": time, **fields, "id": request_id})
+    return f"{json.dumps(message)[:-1]}{written}}}".encode()
 
 
 def ok_in_steps(
     fields: Mapping[str, Any], request_id: Any, time: float
 ) -> Generator[None, None, bytes]:
     """The same in small steps: of a table whose values are tables, some rows at a time."""
+    message, written = _apart({"status": "ok", "time": time, **fields, "id": request_id})
     parts: list[str] = []
-    yield from _write({"status": "ok", "time": time, **fields, "id": request_id}, parts)
+    yield from _write(message, parts)
+    parts[-1] = f"{written}}}"
     return "".join(parts).encode()
+
+
+def _apart(message: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What is yet to be written, and the end of the text that is written already."""
+    written = [name for name, value in message.items() if isinstance(value, Written)]
+    return message, "".join(f", {json.dumps(name)}: {message.pop(name)}" for name in written)
 
 
 def _write(table: Mapping[str, Any], parts: list[str]) -> Generator[None, None, None]:

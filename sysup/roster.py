@@ -105,17 +105,12 @@ class Roster:
 
     def stop_all(self) -> Coroutine[Any, Any, None]:
         """Stop everything: low priority first, all at the same time."""
-        return self._all_stopped(
-            [w.stop() for w in reversed(_by_priority(self._watchers.values()))]
-        )
+        order = reversed(_by_priority(self._watchers.values()))
+        return self._all_down([watcher.begin_stop() for watcher in order])
 
-    async def _all_stopped(self, stops: list[Coroutine[Any, Any, Any]]) -> None:
-        try:
-            for stop in stops:  # all of them were told already
-                await stop
-        finally:
-            for stop in stops:
-                stop.close()
+    async def _all_down(self, down: list[asyncio.Future[None]]) -> None:
+        for each in down:
+            await each
 
     async def _in_order(
         self, watchers: Collection[Watcher], begin: Callable[[Watcher], T]

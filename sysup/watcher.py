@@ -141,18 +141,17 @@ class Watcher:
 
     def stop(self) -> Work[dict[str, Any]]:
         """Be down; pre-empts other commands; ends when nothing of the processes is left."""
-        before = self._pids()
-        self.begin_stop()
-        return self._come_down(before, self._turns.rest(self._is_down))
+        return self._come_down(self._pids(), self.begin_stop())
 
     async def _come_down(self, before: set[int], down: asyncio.Future[None]) -> dict[str, Any]:
         await down
         return self._difference(before)
 
-    def begin_stop(self) -> None:
-        """The part of `stop` that needs no waiting."""
+    def begin_stop(self) -> asyncio.Future[None]:
+        """The part of `stop` that needs no waiting, and what is done at its end."""
         self._supersede()
         self.board.wake(self)
+        return self._turns.rest(self._is_down)
 
     def _supersede(self) -> None:
         """Want nothing any more; commands that want something end."""

@@ -130,6 +130,25 @@ def test_long_work_lets_others_have_their_turns(monkeypatch: pytest.MonkeyPatch)
     assert 9 <= turns <= 12
 
 
+def test_many_long_works_at_once_make_no_long_turn(clock: Clock) -> None:
+    step, number = TURN / 10, 20
+
+    def work() -> Generator[None, None, None]:
+        for _ in range(50):
+            clock.now += step
+            yield
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(in_turns(work()) for _ in range(number)))
+
+    loop = Loop()
+    try:
+        loop.run_until_complete(all_of_them())
+        assert loop.pace.longest <= TURN + (number + 1) * step
+    finally:
+        loop.close()
+
+
 # ---- a backlog ---------------------------------------------------------------------------
 
 

@@ -140,7 +140,7 @@ def test_an_id_can_be_sent_back_or_it_is_refused() -> None:
         assert protocol.request_id(data) is None
 
 
-@given(st.dictionaries(st.text(), JSON), JSON)
+@given(st.dictionaries(st.text(), JSON | JSON.map(json.dumps).map(Written)), JSON)
 def test_in_steps_a_reply_is_the_same(fields: dict[str, Any], number: Any) -> None:
     assert finished(ok_in_steps(fields, number, 5.0)) == ok(fields, number, 5.0)
 
