@@ -5,7 +5,6 @@ Names, properties and reply shapes are Circus's; `docs/circus.md` tells where sy
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from sysup.config import Role
 from sysup.events import HIDDEN
 from sysup.machine import Want
 from sysup.matching import matching
-from sysup.pace import in_turns
+from sysup.pace import gathered, in_turns
 from sysup.properties import Properties
 from sysup.protocol import AccessDenied, MessageError, SysupError, Written
 from sysup.stdin import send as send_text
@@ -68,7 +67,7 @@ def one_or_many(
 
 
 async def _together(acts: list[Coroutine[Any, Any, Any]]) -> Reply:
-    results = await asyncio.gather(*acts, return_exceptions=True)
+    results = await gathered(acts)
     failed = [r for r in results if isinstance(r, BaseException)]
     if failed and len(acts) == 1:
         raise failed[0]
@@ -279,8 +278,8 @@ def start(app: App, p: Properties) -> Later:
 @command(Role.OPERATE)
 def stop(app: App, p: Properties) -> Later:
     """Stop watchers."""
-    if "name" not in p:
-        return Later(_then(app.roster.stop_all(), _nothing))
+    if "name" not in p:  # who doesn't wait for the end is answered when all have been told
+        return Soon(_then(app.roster.stop_all(wait=p.flag("waiting")), _nothing))
 
     async def ended(work: Coroutine[Any, Any, Any]) -> None:
         await work

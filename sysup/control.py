@@ -282,21 +282,30 @@ class Control:
             if self._working[route.fd] >= MOST_AT_ONCE:
                 raise SysupError(f"cannot {request.command}: {MOST_AT_ONCE} of yours go on already")
             result = COMMANDS.run(self._app, request, peer.role, peer.remedy)
+            is_waiting = isinstance(result, Soon) or request.waiting
+            if isinstance(result, Later):
+                self._go_on(route, request, result.work, is_waiting)
             if COMMANDS.changes(request):
                 _note(request, peer)
-            fields = result.at_once if isinstance(result, Later) else result
-            reply = protocol.ok(fields, request.id, self._wall())
+            if not isinstance(result, Later):
+                return protocol.ok(result, request.id, self._wall())
+            return None if is_waiting else protocol.ok(result.at_once, request.id, self._wall())
         except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
             return self._failure(request, error)
-        if not isinstance(result, Later):
-            return reply
-        waiting = request.waiting or isinstance(result, Soon)
-        work = self._finish(route, request, result.work, waiting)
-        task = self._loop.create_task(work, name=request.command)
+
+    def _go_on(
+        self,
+        route: Route,
+        request: Request,
+        work: Coroutine[Any, Any, Mapping[str, Any]],
+        waiting: bool,
+    ) -> None:
+        """Carry out what was asked: those that are asked later wait for it."""
+        finish = self._finish(route, request, work, waiting)
+        task = self._loop.create_task(finish, name=request.command)
         self._tasks.add(task)
         self._working[route.fd] += 1
         task.add_done_callback(partial(self._is_done, route.fd))
-        return None if waiting else reply
 
     def _is_done(self, fd: int, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

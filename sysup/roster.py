@@ -63,7 +63,7 @@ class Roster:
             watcher.forget_processes()
         else:
             await watcher.stop()
-        if self._watchers.get(watcher.name.lower()) is watcher:  # not removed meanwhile
+        if self._is_there(watcher):  # not removed meanwhile
             watcher.close()
             del self._watchers[watcher.name.lower()]
             self._board.publish(watcher.name, "remove", {})
@@ -103,13 +103,17 @@ class Roster:
             if isinstance(result, Exception) and not isinstance(result, Superseded):
                 raise result
 
-    def stop_all(self) -> Coroutine[Any, Any, None]:
-        """Stop everything: low priority first, all at the same time."""
-        order = reversed(_by_priority(self._watchers.values()))
-        return self._all_down([watcher.begin_stop() for watcher in order])
+    async def stop_all(self, *, wait: bool = True) -> None:
+        """Stop everything: low priority first, all at the same time.
 
-    async def _all_down(self, down: list[asyncio.Future[None]]) -> None:
-        for each in down:
+        Ends when all is down, or if nobody is to wait when all was told to stop.
+        """
+        down, breath = list[asyncio.Future[None]](), Breath()
+        for watcher in reversed(_by_priority(self._watchers.values())):
+            await breath.taken()
+            if self._is_there(watcher):
+                down.append(watcher.begin_stop())
+        for each in down if wait else ():
             await each
 
     async def _in_order(
@@ -130,8 +134,10 @@ class Roster:
         return begun
 
     def _is_left(self, watcher: Watcher) -> bool:
-        there = self._watchers.get(watcher.name.lower()) is watcher
-        return there and watcher.spec.autostart and not watcher.touched
+        return self._is_there(watcher) and watcher.spec.autostart and not watcher.touched
+
+    def _is_there(self, watcher: Watcher) -> bool:
+        return self._watchers.get(watcher.name.lower()) is watcher
 
     def kill_all(self) -> None:
         """Wait for nobody any more."""

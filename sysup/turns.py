@@ -33,6 +33,8 @@ class Asked:
     outlasts: bool
     """Whether it holds though a stop came after it."""
     is_superseded: bool = False
+    my_turn: asyncio.Future[None] | None = field(default=None, repr=False)
+    """What is done when those before it are through, once it waits for that."""
 
 
 @dataclass
@@ -58,24 +60,26 @@ class Turns:
         """Of the last command that has taken effect."""
         self._loop = loop
         self._note = note
-        self._lock = asyncio.Lock()
+        self._queue: list[Asked] = []
+        """In the order in which they were asked; the first is under way."""
         self._waiters: list[Waiter] = []
         self._asked: dict[int, Asked] = {}
         self._last = 0
 
     @property
     def taken(self) -> bool:
-        """Whether a command is under way."""
-        return self._lock.locked()
+        """Whether a command is under way, or was asked for."""
+        return bool(self._queue)
 
     def ask(self, words: list[Any], *, outlasts: bool = False, number: int = 0) -> Asked:
-        """Take a command; it is to be `mine` next.
+        """Take a command; it has to be `mine` soon, for those that come later wait for it.
 
         `number`: that which another daemon gave it.
         """
         asked = Asked(number or self._last + 1, words, outlasts)
         self._last = max(self._last, asked.number)
         self._asked[asked.number] = asked
+        self._queue.append(asked)
         self._note(asked.number, words)
         return asked
 
@@ -96,12 +100,17 @@ class Turns:
 
     @asynccontextmanager
     async def mine(self, asked: Asked) -> AsyncIterator[None]:
-        """Wait behind earlier commands."""
+        """Wait behind those that were asked for earlier."""
         try:
-            async with self._lock:
-                yield
+            if self._queue[0] is not asked:
+                asked.my_turn = self._loop.create_future()
+                await asked.my_turn
+            yield
         finally:
             self._forget(asked)
+            self._queue.remove(asked)
+            if self._queue and (next_one := self._queue[0].my_turn) and not next_one.done():
+                next_one.set_result(None)
 
     def forget_all(self) -> None:
         """No command is to be carried out any more."""

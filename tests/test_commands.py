@@ -76,8 +76,8 @@ class FakeApp:
     async def start_all(self) -> None:
         self.asked.append("start_all")
 
-    async def stop_all(self) -> None:
-        self.asked.append("stop_all")
+    async def stop_all(self, *, wait: bool) -> None:
+        self.asked.append(f"stop_all wait={wait}")
 
     async def _reload(self) -> Mapping[str, Any]:
         return {"added": ["x"]}
@@ -512,7 +512,8 @@ def test_several_watchers_tell_nothing_and_autostart_counts(app: FakeApp) -> Non
 def test_without_a_name_it_is_all(app: FakeApp) -> None:
     app.ask("stop")
     app.ask("start")
-    assert app.asked == ["stop_all", "start_all"]
+    app.ask("stop", waiting=True)
+    assert app.asked == ["stop_all wait=False", "start_all", "stop_all wait=True"]
     app.ask("stop", name="db")
     assert app.ask("restart") == {}
     assert (app.watchers["db"].want, app.watchers["idle"].want) == (Want.UP, Want.DOWN)

@@ -8,11 +8,13 @@ import signal
 import time
 from collections.abc import Generator, Iterator
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from sysup import pace
-from sysup.pace import LATELY, TURN, Backlog, Crowd, Loop, Pace, in_turns
+from sysup.pace import LATELY, TOGETHER, TURN, Backlog, Crowd, Loop, Pace, gathered, in_turns
 from tests.world import World
 
 
@@ -147,6 +149,58 @@ def test_many_long_works_at_once_make_no_long_turn(clock: Clock) -> None:
         assert loop.pace.longest <= TURN + (number + 1) * step
     finally:
         loop.close()
+
+
+def test_many_works_are_begun_in_several_turns() -> None:
+    begun: list[int] = []
+    seen: list[int] = []
+
+    async def work(number: int) -> int:
+        begun.append(number)
+        await asyncio.sleep(0)
+        if number % 2:
+            raise ValueError(number)
+        return number
+
+    async def look() -> None:
+        while True:
+            seen.append(len(begun))
+            await asyncio.sleep(0)
+
+    async def both() -> list[Any]:
+        other = asyncio.ensure_future(look())
+        results = await gathered([work(number) for number in range(3 * TOGETHER)])
+        other.cancel()
+        return results
+
+    results = asyncio.run(both())
+    assert begun == [*range(3 * TOGETHER)]
+    assert max(b - a for a, b in pairwise(seen)) <= TOGETHER
+    assert results[::2] == begun[::2]
+    assert [error.args for error in results[1::2]] == [(number,) for number in begun[1::2]]
+
+
+def test_when_it_is_cancelled_all_of_it_is() -> None:
+    ended: list[int] = []
+
+    async def work(number: int) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(number)
+
+    async def both() -> None:
+        task = asyncio.ensure_future(gathered([work(number) for number in range(3 * TOGETHER)]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+
+    asyncio.run(both())
+    assert ended == [*range(len(ended))]
+    assert len(ended) < 3 * TOGETHER, "the others never began"
 
 
 # ---- a backlog ---------------------------------------------------------------------------

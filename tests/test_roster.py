@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sysup import pace
 from sysup.machine import Want
 from tests.test_daemon import Host, finish
 from tests.world import World
@@ -60,4 +62,25 @@ def test_a_daemon_that_takes_over_finds_what_is_left(host: Host) -> None:
     assert wanted(host) == "abcd"
     records = dict(daemon._estate.ledger.find("watcher"))
     assert [record["touched"] for record in records.values()] == [True] * 4
+    finish(host, daemon, run)
+
+
+def test_a_stop_of_all_goes_in_turns_and_may_end_before_they_are_down(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "TURN", -1)  # others have a turn after each step
+    daemon, run = host.run("".join(f"[watcher:{name}]\ncmd = {name}\n" for name in "abcd"))
+    host.world.os.deaf = {signal.SIGTERM}
+    stop = host.world.loop.create_task(daemon.roster.stop_all(wait=False))
+    seen = []
+
+    def look() -> None:
+        seen.append(wanted(host))
+        if not stop.done():
+            host.world.loop.call_soon(look)
+
+    host.world.loop.call_soon(look)
+    host.world.loop.settle()
+    assert (stop.done(), list(dict.fromkeys(seen))) == (True, ["abcd", "abc", "ab", "a", ""])
+    assert all(watcher.slots.bodies for watcher in daemon.watchers.values()), "not down yet"
     finish(host, daemon, run)

@@ -108,3 +108,24 @@ def test_there_can_be_too_many(world: World) -> None:
     with pytest.raises(MessageError, match="numprocesses: 1000000001 is more than"):
         world.run(watcher.scale(10**9))
     assert len(pids(watcher)) == 1
+
+
+def test_commands_take_effect_as_they_were_asked_not_as_they_were_begun(world: World) -> None:
+    watcher = up(world)
+    first = watcher.set_options({"priority": 1})
+    assert not watcher.is_stopped
+    second = world.begin(watcher.set_options({"priority": 2}))
+    assert not second.done(), "it waits for the first, which others may keep from its beginning"
+    world.run(first)
+    world.loop.settle()
+    assert (second.done(), watcher.spec.priority) == (True, 2)
+
+
+def test_who_is_cancelled_in_the_queue_holds_nobody_up(world: World) -> None:
+    watcher = up(world)
+    first, second = watcher.scale(1), watcher.set_options({"priority": 1})
+    waiting = [world.begin(second), world.begin(watcher.set_options({"priority": 2}))]
+    waiting[0].cancel()
+    world.run(first)
+    world.loop.settle()
+    assert (waiting[0].cancelled(), waiting[1].done(), watcher.spec.priority) == (True, True, 2)
