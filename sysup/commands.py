@@ -278,7 +278,7 @@ def start(app: App, p: Properties) -> Later:
 @command(Role.OPERATE)
 def stop(app: App, p: Properties) -> Later:
     """Stop watchers."""
-    if "name" not in p:  # who doesn't wait for the end is answered when all have been told
+    if "name" not in p:  # who doesn't wait for the end is answered when all of it is noted
         return Soon(_then(app.roster.stop_all(wait=p.flag("waiting")), _nothing))
 
     async def ended(work: Coroutine[Any, Any, Any]) -> None:

@@ -103,18 +103,24 @@ class Roster:
             if isinstance(result, Exception) and not isinstance(result, Superseded):
                 raise result
 
-    async def stop_all(self, *, wait: bool = True) -> None:
+    def stop_all(self, *, wait: bool = True) -> Coroutine[Any, Any, None]:
         """Stop everything: low priority first, all at the same time.
 
-        Ends when all is down, or if nobody is to wait when all was told to stop.
+        Ends when all is down, or if nobody is to wait when that is noted for the next daemon.
         """
-        down, breath = list[asyncio.Future[None]](), Breath()
-        for watcher in reversed(_by_priority(self._watchers.values())):
+        stops = [(w, w.want_down()) for w in reversed(_by_priority(self._watchers.values()))]
+        return self._all_down(stops, wait)
+
+    async def _all_down(
+        self, stops: list[tuple[Watcher, asyncio.Future[None]]], wait: bool
+    ) -> None:
+        breath = Breath()
+        for watcher, _ in stops:
             await breath.taken()
             if self._is_there(watcher):
-                down.append(watcher.begin_stop())
-        for each in down if wait else ():
-            await each
+                self._board.wake(watcher)
+        for _, down in stops if wait else ():
+            await down
 
     async def _in_order(
         self, watchers: Collection[Watcher], begin: Callable[[Watcher], T]

@@ -149,8 +149,13 @@ class Watcher:
 
     def begin_stop(self) -> asyncio.Future[None]:
         """The part of `stop` that needs no waiting, and what is done at its end."""
-        self._supersede()
+        down = self.want_down()
         self.board.wake(self)
+        return down
+
+    def want_down(self) -> asyncio.Future[None]:
+        """The same of `begin_stop`, but that nothing is done for it before the board wakes it."""
+        self._supersede()
         return self._turns.rest(self._is_down)
 
     def _supersede(self) -> None:

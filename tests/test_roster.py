@@ -65,22 +65,28 @@ def test_a_daemon_that_takes_over_finds_what_is_left(host: Host) -> None:
     finish(host, daemon, run)
 
 
-def test_a_stop_of_all_goes_in_turns_and_may_end_before_they_are_down(
+def test_a_stop_of_all_goes_in_turns_and_what_is_asked_after_it_holds(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pace, "TURN", -1)  # others have a turn after each step
     daemon, run = host.run("".join(f"[watcher:{name}]\ncmd = {name}\n" for name in "abcd"))
     host.world.os.deaf = {signal.SIGTERM}
     stop = host.world.loop.create_task(daemon.roster.stop_all(wait=False))
-    seen = []
+    start = host.world.loop.create_task(daemon.watchers["b"].start())
+    seen: list[str] = []
 
     def look() -> None:
-        seen.append(wanted(host))
+        records = dict(daemon._estate.ledger.find("watcher"))
+        seen.append("".join(str(n) for (n,), record in records.items() if record["want"] == "up"))
         if not stop.done():
             host.world.loop.call_soon(look)
 
     host.world.loop.call_soon(look)
+    assert wanted(host) == ""
     host.world.loop.settle()
-    assert (stop.done(), list(dict.fromkeys(seen))) == (True, ["abcd", "abc", "ab", "a", ""])
+    assert (stop.done(), list(dict.fromkeys(seen))) == (True, ["acd", "ac", "a", ""])
+    assert not start.done()
     assert all(watcher.slots.bodies for watcher in daemon.watchers.values()), "not down yet"
+    host.world.loop.advance(60.0)
+    assert (start.done(), wanted(host)) == (True, "b")
     finish(host, daemon, run)
