@@ -41,14 +41,15 @@ class Files:
         """Sections that are not followed."""
 
     def record(self) -> dict[str, Any]:
-        """All of it, as JSON can say it."""
+        """All of it as it is now, as JSON can say it."""
         before: list[dict[str, Any]] = []
         kept = {}
         for section, (why, files) in self.kept.items():
             if files and files.seen not in before:
                 before.append(files.seen)
             kept[section] = [why, before.index(files.seen) if files else None]
-        return {**self.seen, "kept": kept, "before": before}
+        seen = {kind: dict(found) for kind, found in self.seen.items()}
+        return {**seen, "kept": kept, "before": before}
 
     def keep(self, kept: Reasons, known: Collection[str], before: Files) -> None:
         """Note sections that are as they were, those that were `known`, in the files `before`."""

@@ -24,6 +24,7 @@ from sysup.daemon import (
     Daemon,
 )
 from sysup.keys import Keys
+from sysup.ledger import Ledger
 from sysup.log import describe_event
 from sysup.machine import Want
 from sysup.peers import Access
@@ -120,8 +121,9 @@ class Host:
 
     def next_config(self) -> tuple[Files, Config]:
         """What a daemon would go on with that took over from the last one."""
-        record = json.loads(json.dumps(self.daemons[-1]._estate.ledger.table[module.CONFIG]))
-        return load_again(str(self.file), record)
+        written = Ledger(os.dup(self.daemons[-1]._estate.ledger.fd))
+        written.close()
+        return load_again(str(self.file), written.table[module.CONFIG])
 
     def close(self) -> None:
         for daemon in self.daemons:
