@@ -9,13 +9,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from sysup import __version__, config, outputs, reach
-from sysup.config import Role
+from sysup.config import Impact, Role
 from sysup.events import HIDDEN
 from sysup.machine import Want
 from sysup.matching import matching
 from sysup.pace import gathered, in_turns
 from sysup.properties import Properties
-from sysup.protocol import AccessDenied, MessageError, SysupError, Written
+from sysup.protocol import AccessDenied, Incomplete, MessageError, SysupError, Written
 from sysup.stdin import send as send_text
 from sysup.table import App, Later, Reply, Soon, Table
 from sysup.watcher import Watcher
@@ -446,7 +446,29 @@ def rm(app: App, p: Properties) -> Later:
 @command(Role.ADMIN)
 def reloadconfig(app: App, p: Properties) -> Later:
     """Read the config files again and do what the difference asks for, or only tell it."""
-    return Soon(app.plan_reload()) if p.flag("dry_run") else Later(app.reload_config())
+    return Soon(app.plan_reload()) if p.flag("dry_run") else Later(_reloaded(app))
+
+
+async def _reloaded(app: App) -> Reply:
+    """Reload the config, and await the processes that are replaced for it.
+
+    The next reload need not wait for them: it may be what mends them.
+    """
+    failed: list[str] = []
+    try:
+        done: Reply = await app.reload_config()
+    except Incomplete as error:
+        done, failed = dict(error.fields), [str(error)]
+    works = [
+        app.watchers[name.lower()].followed({Impact(impact) for impact in impacts.values()})
+        for name, impacts in done["impacts"].items()
+        if name.lower() in app.watchers
+    ]
+    outcomes = await gathered(works)
+    failed += [str(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]
+    if failed:
+        raise Incomplete("\n".join(failed), done)
+    return done
 
 
 @command(Role.ADMIN)

@@ -226,12 +226,19 @@ class Watcher:
             self.apply(spec, set(impacts.values()), {**self.overrides, **options})
             for _ in options:
                 self._publish("updated")
-            if Impact.RELOAD in impacts.values():
-                await self._rest_if_up(self._is_rolled_out)
-                self._check_generation()
-            elif Impact.SCALE in impacts.values():
-                await self._rest_if_up(self._is_up)
+            await self.followed(impacts.values())
         return {key: str(impact) for key, impact in impacts.items()}
+
+    async def followed(self, impacts: Collection[Impact]) -> None:
+        """Until its processes are as options of these impacts have them; a stop ends it.
+
+        Raises SysupError when processes of the new options fail.
+        """
+        if Impact.RELOAD in impacts:
+            await self._rest_if_up(self._is_rolled_out)
+            self._check_generation()
+        elif Impact.SCALE in impacts:
+            await self._rest_if_up(self._is_up)
 
     def apply(
         self, spec: WatcherSpec, impacts: Collection[Impact], overrides: Mapping[str, Any]

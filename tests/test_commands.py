@@ -80,7 +80,7 @@ class FakeApp:
         self.asked.append(f"stop_all wait={wait}")
 
     async def _reload(self) -> Mapping[str, Any]:
-        return {"added": ["x"]}
+        return {"added": ["x"], "impacts": {}}
 
     changed_files: ClassVar[list[str]] = ["/etc/app.ini"]
     kept: ClassVar[dict[str, tuple[str, ...]]] = {"watcher:new": ("/etc/app.ini:3: wrong",)}
@@ -618,7 +618,7 @@ def test_add_and_remove(app: FakeApp) -> None:
 
 
 def test_the_daemon(app: FakeApp) -> None:
-    assert app.ask("reloadconfig") == {"added": ["x"]}
+    assert app.ask("reloadconfig") == {"added": ["x"], "impacts": {}}
     assert app.ask("reloadconfig", dry_run=True) == {"removed": ["x"]}
     assert app.ask("upgrade") == {"from": "1", "to": "2"}
     result = COMMANDS.run(app, Request("quit", {}), ADMIN)

@@ -150,6 +150,7 @@ def reloadconfig(dry_run: bool, wait: bool) -> None:
     """Read the config files again, and do what differs from what they said before.
 
     A watcher or socket whose section is wrong stays as it is (exit code 1); all else is done.
+    Processes that are replaced are waited for, and new ones that fail are told (exit code 1).
     What was changed at run time, which `diff` shows, stays as it is.
     """
     told = {"dry_run": True} if dry_run else {"waiting": wait or None}

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon, until
+from tests.e2e.harness import PATIENCE, PROGRAMS, Daemon, command_line, until
 
 INI = """\
 [circus]
@@ -126,6 +126,22 @@ def test_an_unknown_watcher_reads_as_in_circus(daemon: Daemon) -> None:
     done = circusctl(f"ipc://{daemon.runtime}/control", "incr", "nope")
     assert done.returncode == 3
     assert "error: program nope not found" in done.stderr
+
+
+def test_a_reload_of_the_config_that_it_waits_for_is_done(sysupd: Start) -> None:
+    daemon = sysupd("[watcher:web]\ncmd = sleep 1000\n")
+    before = daemon.pids("web")
+    endpoint = f"ipc://{daemon.runtime}/control"
+    daemon.file.write_text("[watcher:web]\ncmd = sleep 2000\n")
+    assert circusctl(endpoint, "reloadconfig", "--waiting").returncode == 0
+    (pid,) = daemon.pids("web")
+    assert pid not in before
+    assert command_line(pid) == "sleep 2000"
+    daemon.file.write_text("[watcher:web]\ncmd = /no/such\n")
+    done = circusctl(endpoint, "reloadconfig", "--waiting")
+    assert done.returncode == 3
+    assert "error: cannot replace web: cannot execute /no/such" in done.stderr
+    assert daemon.pids("web") == [pid]
 
 
 def test_it_listens(daemon: Daemon, ports: tuple[int, int]) -> None:

@@ -246,7 +246,7 @@ def test_d31_and_d32_a_reload_of_the_config_does_what_differs(daemon: Daemon) ->
     reply = daemon.call("reloadconfig", waiting=True)
     assert reply["removed"] == ["x"]
     assert daemon.call("get", name="web", keys=["umask"])["status"] == "ok"
-    until(lambda: not set(daemon.pids("web")) & set(before), "they are replaced")
+    assert not set(daemon.pids("web")) & set(before), "they are replaced by then"
 
 
 def test_d33_a_shell_gets_its_syntax(sysupd: Start, tmp_path: Path) -> None:
