@@ -329,7 +329,8 @@ def _scale(app: App, p: Properties, sign: int) -> Later:
         saved = {"saved": await app.save(watcher, {"numprocesses": number})} if saves else {}
         return {"numprocesses": number, **singleton, **saved}
 
-    return Later(scale())
+    told = {"numprocesses": watcher.spec.numprocesses, **singleton} if singleton else {}
+    return Later(scale(), told)
 
 
 def to_be_saved(p: Properties) -> bool:
@@ -341,13 +342,13 @@ def to_be_saved(p: Properties) -> bool:
 
 @command(Role.OPERATE)
 def incr(app: App, p: Properties) -> Later:
-    """Have more processes."""
+    """Have more processes; a singleton stays as it is."""
     return _scale(app, p, 1)
 
 
 @command(Role.OPERATE)
 def decr(app: App, p: Properties) -> Later:
-    """Have fewer processes."""
+    """Have fewer processes; a singleton stays as it is."""
     return _scale(app, p, -1)
 
 
@@ -398,7 +399,7 @@ def logs(app: App, p: Properties) -> Reply:
 @command(Role.OPERATE)
 def set_(app: App, p: Properties) -> Later:
     """Change options of a watcher; what runs, and as whom, is for the role admin."""
-    watcher, values = find(app, p.text("name")), p.mapping("options")
+    watcher, values = find(app, p.text("name")), p.mapping("options", needed=True)
     for key in values:
         if p.role is not Role.ADMIN and not (
             key in OPERABLE or key.startswith(("flapping.", "backoff."))

@@ -39,7 +39,7 @@ PIDFILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CL
 @click.option("--check", is_flag=True, help="Tell everything that is wrong with FILE, and end.")
 @click.option(
     "--log-level",
-    type=click.Choice(["debug", "info", "warning", "error", "critical"]),
+    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
     help="The least that is logged (info).",
 )
 @click.option("--log-output", help="A file, or - for standard error.")

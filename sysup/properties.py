@@ -100,9 +100,9 @@ class Properties:
             raise MessageError(f"message invalid '{key}' isn't a list of strings")
         return values
 
-    def mapping(self, key: str) -> Mapping[str, Any]:
-        """An object; empty if it is not there."""
-        if key not in self:
+    def mapping(self, key: str, *, needed: bool = False) -> Mapping[str, Any]:
+        """An object; empty if it is not there and not needed."""
+        if key not in self and not needed:
             return {}
         values: dict[str, Any] = self._get(key, (dict,), "an object")
         return values

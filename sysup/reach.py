@@ -25,12 +25,14 @@ def send_signal(
 ) -> Steps[int]:
     """Send a signal to processes, or below them; dying of it counts as no crash.
 
-    Returns how many processes of the watcher these are.
+    Returns how many processes of the watcher these are. Raises SysupError when none of
+    them has the child that is meant.
     """
     os, number = slots.board.os, 0
     for place, body in _meant(slots, pid):
         if child_pid is not None:
-            os.signal_child(body.process, child_pid, signum)
+            if not os.signal_child(body.process, child_pid, signum):
+                continue
         elif children or recursive:
             os.signal_children(body.process, signum, recursive=recursive)
         if child_pid is None and (recursive or not children):
@@ -38,6 +40,8 @@ def send_signal(
             os.signal(body.process, signum)
         number += 1
         yield
+    if child_pid is not None and not number:
+        raise SysupError(f"{child_pid} is no child of a process of {slots.name}")
     return number
 
 

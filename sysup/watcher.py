@@ -190,6 +190,8 @@ class Watcher:
     def scale(self, change: int) -> Work[int]:
         """Have so many processes more; those that stay are not touched. Returns the number.
 
+        A singleton stays as it is: `set` alone changes how many it has, 0 or 1.
+
         Raises MessageError when that would be more than there can be.
         """
         return self._scale(self._turns.ask(["scale", change], outlasts=True), change)
@@ -197,9 +199,9 @@ class Watcher:
     async def _scale(self, asked: Asked, change: int) -> int:
         async with self._turns.mine(asked):
             self._still_there()
-            number = max(0, self.spec.numprocesses + change)
             if self.spec.singleton:
-                number = min(number, 1)
+                change = 0
+            number = max(0, self.spec.numprocesses + change)
             self.slots.replace_spec(config.with_option(self.spec, "numprocesses", number))
             self.overrides = {**self.overrides, "numprocesses": number}
             self._turns.takes_effect(asked)

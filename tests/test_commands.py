@@ -530,20 +530,35 @@ def test_scaling(app: FakeApp) -> None:
     assert app.ask("incr", name="db") == {"numprocesses": 2}
     assert app.ask("incr", name="db", nb=2) == {"numprocesses": 4}
     assert app.ask("decr", name="db", nb=3) == {"numprocesses": 1}
+
+
+def test_a_singleton_is_not_scaled_and_says_so_at_once(app: FakeApp) -> None:
     app.have("one", singleton=True)
-    assert app.ask("incr", name="one") == {"numprocesses": 1, "singleton": True}
+    app.ask("start", name="one")
+    as_it_is = {"numprocesses": 1, "singleton": True}
+    for command in ("incr", "decr"):
+        result = COMMANDS.run(app, Request(command, {"name": "one"}), ADMIN)
+        assert isinstance(result, Later)
+        assert result.at_once == app.world.run(result.work) == as_it_is
+    assert app.ask("list", name="one") == {"pids": [104]}
+    app.ask("set", name="one", options={"numprocesses": 0})
+    assert app.ask("incr", name="one") == {"numprocesses": 0, "singleton": True}
 
 
 def test_signals(app: FakeApp) -> None:
     one = {"processes": 1}
     assert app.ask("signal", name="web", signum="usr1", pid="102") == one
     assert app.ask("signal", name="web", signum=1, pid=101, children="true") == one
-    assert app.ask("signal", name="web", signum=1, pid=101, child_pid=900) == one
-    assert app.ask("signal", name="web", signum=1, pid=101, childpid=0) == one
+    assert app.ask("signal", name="web", signum=1, pid=101, child_pid=102) == one
+    with pytest.raises(SysupError, match="900 is no child of a process of web"):
+        app.ask("signal", name="web", signum=1, pid=101, childpid=900)
+    with pytest.raises(SysupError, match="0 is no child"):
+        app.ask("signal", name="web", signum=1, pid=101, childpid=0)
     assert app.ask("signal", name="web", signum=1, pid=999) == {"processes": 0}
     assert app.world.os.sent == [
         ("process", 102, 10),
         ("children", 101, 1),
+        ("child", 102, 1),
         ("child", 900, 1),
         ("child", 0, 1),
     ]
@@ -561,6 +576,8 @@ def test_set_tells_impacts_and_checks_before_it_answers(app: FakeApp) -> None:
     assert app.ask("set", name="db", options={"priority": 3}) == {"impacts": {"priority": "live"}}
     with pytest.raises(MessageError):
         COMMANDS.run(app, Request("set", {"name": "db", "options": {"nope": 1}}), ADMIN)
+    with pytest.raises(MessageError, match="message invalid 'options' is missing"):
+        COMMANDS.run(app, Request("set", {"name": "db", "option": {"priority": 4}}), ADMIN)
 
 
 def test_what_is_to_be_saved(app: FakeApp) -> None:

@@ -192,6 +192,13 @@ def test_a_level_that_is_none_is_wrong_usage(ini: Path, made: list[Any]) -> None
     assert made == []
 
 
+def test_a_level_may_be_in_capitals(
+    ini: Path, made: list[Any], configured: list[dict[str, Any]]
+) -> None:
+    assert sysupd("--log-level", "ERROR", ini).exit_code == 7
+    assert [options["level"] for options in configured] == ["ERROR"]
+
+
 # ---- the pidfile -------------------------------------------------------------------------
 
 

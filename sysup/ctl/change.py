@@ -119,7 +119,7 @@ def _scale(command: str, name: str, number: int, save: bool, wait: bool) -> int:
 @options.save_option
 @wait_option
 def incr(name: str, number: int, save: bool, wait: bool) -> int:
-    """Have N more processes (1)."""
+    """Have N more processes (1); a singleton stays as it is."""
     return _scale("incr", name, number, save, wait)
 
 
@@ -129,7 +129,7 @@ def incr(name: str, number: int, save: bool, wait: bool) -> int:
 @options.save_option
 @wait_option
 def decr(name: str, number: int, save: bool, wait: bool) -> int:
-    """Have N fewer processes (1)."""
+    """Have N fewer processes (1); a singleton stays as it is."""
     return _scale("decr", name, number, save, wait)
 
 

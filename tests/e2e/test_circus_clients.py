@@ -128,6 +128,15 @@ def test_an_unknown_watcher_reads_as_in_circus(daemon: Daemon) -> None:
     assert "error: program nope not found" in done.stderr
 
 
+def test_it_says_of_a_singleton_what_is_so(sysupd: Start) -> None:
+    daemon = sysupd("[watcher:one]\ncmd = sleep 1000\nsingleton = True\n")
+    before = daemon.pids("one")
+    for command in (["incr", "one"], ["decr", "one"], ["decr", "one", "--waiting"]):
+        done = circusctl(f"ipc://{daemon.runtime}/control", *command)
+        assert "not changing the number of processes" in done.stdout
+    assert daemon.pids("one") == before
+
+
 def test_a_reload_of_the_config_that_it_waits_for_is_done(sysupd: Start) -> None:
     daemon = sysupd("[watcher:web]\ncmd = sleep 1000\n")
     before = daemon.pids("web")
