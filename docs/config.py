@@ -93,8 +93,8 @@ own programs; if it has none, in that of the daemon.
 section of one watcher or socket costs no other: it stays as it is, or is not added if it is new,
 and all else is done. `sysupctl status` and `show` say so, by file, line, section and option, until
 it is right. The reload itself fails, with what was done and what was not, and so does `--dry-run`.
-It also waits for the processes that it replaces, as `reload` does, and fails when new ones do (the
-old ones run on); another reload, which may be what mends them, need not wait for that.
+It also waits for the processes that are new by it, as `reload` does, and fails when those do that
+are to replace others (which run on); another reload, which may mend them, need not wait for that.
 In doubt more stays, never less:
 
 - A watcher that needs a socket whose new section is wrong stays, too. A socket that only a watcher

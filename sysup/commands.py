@@ -451,7 +451,7 @@ def reloadconfig(app: App, p: Properties) -> Later:
 
 
 async def _reloaded(app: App) -> Reply:
-    """Reload the config, and await the processes that are replaced for it.
+    """Reload the config, and await the processes that are new by it.
 
     The next reload need not wait for them: it may be what mends them.
     """
@@ -460,10 +460,12 @@ async def _reloaded(app: App) -> Reply:
         done: Reply = await app.reload_config()
     except Incomplete as error:
         done, failed = dict(error.fields), [str(error)]
+    new = {name: each.values() for name, each in done["impacts"].items()}
+    new |= {name: [Impact.SCALE] for name in done["added"]}
     works = [
-        app.watchers[name.lower()].followed({Impact(impact) for impact in impacts.values()})
-        for name, impacts in done["impacts"].items()
-        if name.lower() in app.watchers
+        watcher.followed({*map(Impact, impacts)})
+        for name, impacts in new.items()
+        if (watcher := app.watchers.get(name.lower()))
     ]
     outcomes = await gathered(works)
     failed += [str(outcome) for outcome in outcomes if isinstance(outcome, BaseException)]

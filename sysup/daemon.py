@@ -209,7 +209,7 @@ class Daemon:
             self._restore()
         else:
             self._begin()
-        start = self._job(self.roster.begin())
+        start = self._job(self.roster.begin(self.watchers.values()))
         start.add_done_callback(lambda _: self._herald.begun())
         await self.roster.settle(start, AT_ONCE)
         self._serving.begin()

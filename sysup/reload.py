@@ -116,7 +116,7 @@ async def run(app: App, has_read: Callable[[], None]) -> dict[str, Any]:
     app.config = config.keep(app.config, stays, before)
     mark(app)
     app.keep_config()
-    await app.roster.start(fresh)
+    await app.roster.begin(fresh)
     changes = changes.without(failed)
     tell(app, changes)
     return outcome(app.config, await asyncio.to_thread(plan, changes, app.config))

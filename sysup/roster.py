@@ -68,9 +68,9 @@ class Roster:
             del self._watchers[watcher.name.lower()]
             self._board.publish(watcher.name, "remove", {})
 
-    async def begin(self) -> None:
-        """Begin with what is yet to start by itself."""
-        await self._in_order(self._watchers.values(), Watcher.begin_start)
+    async def begin(self, watchers: Collection[Watcher]) -> None:
+        """Begin with those of them that are yet to start by themselves: high priority first."""
+        await self._in_order(watchers, Watcher.begin_start)
 
     async def settle(self, begun: asyncio.Future[None], seconds: float) -> None:
         """Wait until all has begun, and what is wanted up has come to rest, so many seconds at
@@ -91,12 +91,12 @@ class Roster:
             if watcher.spec.autostart:
                 watcher.touched = False  # so a daemon that takes over starts what is left
                 watcher.save()
-        return self.start(self._watchers.values())
+        return self._start_all()
 
-    async def start(self, watchers: Collection[Watcher]) -> None:
-        """Start those of them that are yet to start by themselves: high priority first."""
+    async def _start_all(self) -> None:
         started = await self._in_order(
-            watchers, lambda watcher: self._board.loop.create_task(watcher.start())
+            self._watchers.values(),
+            lambda watcher: self._board.loop.create_task(watcher.start()),
         )
         results = await asyncio.gather(*started, return_exceptions=True)
         for result in results:

@@ -66,17 +66,21 @@ def test_a_reload_tells_of_new_processes_that_fail_and_of_all_else(host: Host) -
     finish(host, daemon, run)
 
 
-def test_new_processes_that_are_long_in_coming_hold_up_no_other_reload(host: Host) -> None:
-    daemon, run = host.run(WEB)
-    slots = daemon.watchers["web"].slots
-    host.file.write_text("[watcher:web]\ncmd = slow\nready = uptime:1000\n")
+@pytest.mark.parametrize("text", [WEB, ""])
+def test_new_processes_that_are_long_in_coming_hold_up_no_other_reload(
+    host: Host, text: str
+) -> None:
+    daemon, run = host.run("[watcher:z]\ncmd = z\n" + text)
+    host.file.write_text("[watcher:z]\ncmd = z\n[watcher:web]\ncmd = slow\nready = uptime:1000\n")
     slow = host.world.begin(reload_command(daemon))
-    host.file.write_text("[watcher:web]\ncmd = quick\n")
+    assert not slow.done()
+    host.file.write_text("[watcher:z]\ncmd = z\n[watcher:web]\ncmd = quick\n")
     quick = host.world.begin(reload_command(daemon))
     assert daemon.watchers["web"].spec.cmd == "quick"
     host.world.loop.advance(60.0)
-    assert (slow.result()["changed"].keys(), quick.result()["changed"].keys()) == ({"web"}, {"web"})
-    assert not slots.is_mixed
+    assert slow.result()["added" if not text else "changed"]
+    assert quick.result()["changed"].keys() == {"web"}
+    assert not daemon.watchers["web"].slots.is_mixed
     finish(host, daemon, run)
 
 
