@@ -24,7 +24,7 @@ from sysup.daemon import (
     Daemon,
 )
 from sysup.keys import Keys
-from sysup.ledger import Ledger
+from sysup.ledger import ENCODER, Key, Ledger
 from sysup.log import describe_event
 from sysup.machine import Want
 from sysup.peers import Access
@@ -84,6 +84,15 @@ class FakeControl:
         self.closed = True
 
 
+put = Ledger.put
+
+
+def put_and_see(ledger: Ledger, key: Key, value: Any) -> None:
+    """Put, and see whether what it took for equal is of the same text."""
+    put(ledger, key, value)
+    assert ledger._texts[key] == ENCODER.encode([key, value]).encode()
+
+
 class Host:
     """Makes daemons of a text, in a directory of their own."""
 
@@ -105,6 +114,7 @@ class Host:
         }.items():
             patch.setattr(module, name, value)
         patch.setattr(signal, "pthread_sigmask", lambda how, signals: set())
+        patch.setattr(Ledger, "put", put_and_see)
         self.daemons: list[Daemon] = []
 
     def make(self, text: str) -> Daemon:
