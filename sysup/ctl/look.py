@@ -21,6 +21,7 @@ from sysup.ctl.session import (
     maybe_name_argument,
     name_argument,
     session,
+    tell_change,
 )
 from sysup.protocol import event_name, split_topic
 
@@ -190,7 +191,7 @@ def listen(topics: tuple[str, ...]) -> None:
     """
     here = session()
     with here.client().subscribe([_topic(word) for word in topics] or ["watcher."]) as subscription:
-        subscription.notice(_tell_change)
+        subscription.notice(tell_change)
         try:
             for topic, payload in subscription:
                 watcher, event = split_topic(topic.encode())
@@ -200,11 +201,6 @@ def listen(topics: tuple[str, ...]) -> None:
                 here.show(line, render.event(watcher, event, payload))
         except KeyboardInterrupt:
             return
-
-
-def _tell_change(is_there: bool) -> None:
-    what = "is back" if is_there else "has gone; this goes on when it is back"
-    click.echo(f"hint: sysupd {what}", err=True)
 
 
 def _topic(word: str) -> str:

@@ -24,6 +24,7 @@ from sysup.ctl.session import (
     complete_source,
     complete_watcher,
     session,
+    tell_change,
 )
 from sysup.protocol import SysupError
 
@@ -184,7 +185,9 @@ def tail(name: str, which: tuple[str, ...], follow: bool, lines: int) -> None:
     """Print the last lines that processes wrote, and with -f what they write.
 
     Lines of several streams are marked. A single one is passed on byte for byte, if not to a
-    terminal. Of a slot without a process it is the last one that was there.
+    terminal. Of a slot without a process it is the last one that was there. That the daemon has
+    gone, and is back, is told on standard error, and how much of what was written meanwhile is
+    not remembered.
     """
     wid, stream = _which(which)
     asked = {"name": name, "wid": wid, "stream": stream}
@@ -215,6 +218,7 @@ def _follow(here: Session, asked: Mapping[str, Any], lines: int) -> None:
     name, wid = str(asked["name"]), asked["wid"]
     beginning = f"{protocol.OUTPUT}{protocol.event_name(name)}."
     with here.client().subscribe([beginning if wid is None else f"{beginning}{wid}."]) as events:
+        events.notice(tell_change)
         if not events.wait_until_heard(here.timeout or TIMEOUT):
             raise SysupError(
                 f"cannot follow {name}: {events.endpoint} carries no output; "

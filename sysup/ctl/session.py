@@ -182,6 +182,12 @@ def session() -> Session:
     return click.get_current_context().ensure_object(Session)
 
 
+def tell_change(is_there: bool) -> None:
+    """Say to who listens that the daemon has gone, or that it is back."""
+    what = "is back" if is_there else "has gone; this goes on when it is back"
+    click.echo(f"hint: sysupd {what}", err=True)
+
+
 def is_well(watcher: Mapping[str, Any], named: bool) -> bool:
     """Whether all processes that are wanted run; one that is asked for by name is wanted."""
     if watcher.get("want") == "down" and not named:

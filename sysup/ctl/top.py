@@ -109,6 +109,8 @@ class Live:
         self._title = title
         self._first = 0
         """Of the processes that are seen."""
+        self._is_there = True
+        """The daemon."""
         self._colour = not os.environ.get("NO_COLOR")
         utf = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
         self._blocks = BLOCKS if utf else PLAIN_BLOCKS
@@ -117,6 +119,7 @@ class Live:
         """Until somebody has seen enough."""
         source, drain = sys.stdin.fileno(), sys.stdout.fileno()
         heard = time.monotonic()
+        self._events.notice(self._note)
         try:
             with Screen(source, drain) as screen:
                 self._draw(screen, 0.0)
@@ -126,14 +129,18 @@ class Live:
                     if source in ready and not self._press(screen.key(), screen.size.lines):
                         return
                     screen.rest()
+                    was_there = self._is_there
                     while (event := self._events.receive(0)) is not None:
                         if self._figures.take(*event):
                             drawn, heard = True, time.monotonic()
                     late = time.monotonic() - heard
-                    if drawn or late > LATE:
+                    if drawn or late > LATE or self._is_there != was_there:
                         self._draw(screen, late)
         except KeyboardInterrupt:
             return
+
+    def _note(self, is_there: bool) -> None:
+        self._is_there = is_there
 
     def _press(self, key: str, lines: int) -> bool:
         """Do what a key says; False: it is enough. The end of the input is, too."""
@@ -161,6 +168,8 @@ class Live:
         state = f"no figures for {late:.0f} s" if late > LATE else self._figures.summary()
         if not self._figures.rounds and late <= LATE:
             state = "waiting for figures"
+        if not self._is_there:
+            state = "sysupd has gone; this goes on when it is back"
         way = " reversed" if self._reverse else ""
         head = f"{clean(self._title)}: {state}; by {self._order}{way}"
         processes = self._figures.sorted(self._order, reverse=self._reverse)

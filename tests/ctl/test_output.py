@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from tests.canned import CannedDaemon
 
 from .conftest import Run
 from .states import BROKEN, WEB
-from .test_program import completed
+from .test_program import BACK, GONE, completed, going_on, hint_of, line_of
 
 
 def told(
@@ -164,6 +165,19 @@ def test_following(daemon: CannedDaemon, ctl: Run) -> None:
     assert out == "one\ntwo\nfour\nnew\n"
     assert "Web.1 stdout: 5 bytes missed\n" in err
     assert (code, err.splitlines()[-1]) == (1, "error: cannot read a message of Web's output")
+
+
+def test_a_daemon_that_goes_while_it_is_followed_is_missed(base: Path) -> None:
+    with CannedDaemon(base / "shop") as daemon:
+        daemon.replies["tail"] = {"tails": [told(b"one\n", 104)]}
+        with going_on("tail", "-f", "web") as process:
+            assert line_of(process) == "one\n"
+            daemon.close()
+            assert hint_of(process) == GONE
+            with CannedDaemon(base / "shop") as other:
+                other.replies["tail"] = {"tails": [told(b"three\n", 114)]}
+                assert (hint_of(process), line_of(process)) == (BACK, "three\n")
+                assert hint_of(process) == "web.1 stdout: 4 bytes missed\n"
 
 
 def test_following_as_json(daemon: CannedDaemon, ctl: Run) -> None:

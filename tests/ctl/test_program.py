@@ -93,14 +93,17 @@ def test_without_a_command_it_helps(base: Path, ctl: Run) -> None:
 # ---- listen ------------------------------------------------------------------------------
 
 REAP = {"process_pid": 812, "wid": 3, "exit_code": 1, "time": 12 * 3600 + 1.5}
+GONE = "hint: sysupd has gone; this goes on when it is back\n"
+BACK = "hint: sysupd is back\n"
 
 
 @contextmanager
-def listening(*args: str) -> Iterator[subprocess.Popen[str]]:
+def going_on(*args: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that has no end."""
     # A shell's background job, as this test may run in, ignores SIGINT and so would its children.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     process = subprocess.Popen(
-        [*PROGRAM[:2], heed + PROGRAM[2], "listen", *args],
+        [*PROGRAM[:2], heed + PROGRAM[2], *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -118,9 +121,14 @@ def line_of(process: subprocess.Popen[str]) -> str:
     return process.stdout.readline()
 
 
+def hint_of(process: subprocess.Popen[str]) -> str:
+    assert process.stderr is not None
+    return process.stderr.readline()
+
+
 def test_events_are_lines_until_control_c(daemon: CannedDaemon) -> None:
     daemon.events = [("watcher.db.reap", {}), ("watcher.web.reap", REAP)]
-    with listening("Web") as process:
+    with going_on("listen", "Web") as process:
         assert line_of(process) == "12:00:01 web.3 reap pid 812, exit code 1\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=PATIENCE) == ("", "")
@@ -130,20 +138,17 @@ def test_events_are_lines_until_control_c(daemon: CannedDaemon) -> None:
 def test_a_daemon_that_goes_while_it_is_listened_to_is_missed(base: Path) -> None:
     with CannedDaemon(base / "shop") as daemon:
         daemon.events = [("watcher.web.reap", REAP)]
-        with listening("web") as process:
+        with going_on("listen", "web") as process:
             assert line_of(process) == "12:00:01 web.3 reap pid 812, exit code 1\n"
             daemon.close()
-            assert process.stderr is not None
-            gone = process.stderr.readline()
-            assert gone == "hint: sysupd has gone; this goes on when it is back\n"
-            with CannedDaemon(base / "shop") as other:
-                other.events = [("watcher.web.stop", {"time": 0})]
-                assert process.stderr.readline() == "hint: sysupd is back\n"
+            assert hint_of(process) == GONE
+            with CannedDaemon(base / "shop"):
+                assert hint_of(process) == BACK
 
 
 def test_events_as_json(daemon: CannedDaemon) -> None:
     daemon.events = [("watcher.my.web.reap", REAP), ("watcher.odd", [1])]
-    with listening("watcher.", "--json") as process:
+    with going_on("listen", "watcher.", "--json") as process:
         assert json.loads(line_of(process)) == {
             "topic": "watcher.my.web.reap",
             "watcher": "my.web",

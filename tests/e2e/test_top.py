@@ -168,7 +168,7 @@ def test_it_follows_the_size(terminal: Terminal) -> None:
 def test_a_daemon_that_ends_is_told_of(daemon: Daemon, terminal: Terminal) -> None:
     terminal.wait_for(b"4 processes")
     daemon.stop()
-    terminal.wait_for(b"no figures for")
+    terminal.wait_for(b"sysupd has gone")
     terminal.press(b"q")
     assert terminal.end() == 0
 
