@@ -167,6 +167,7 @@ enum pump_event_kind {
     PUMP_SINK_CLOSED,
     PUMP_SINK_ROTATED,         /* there is one backup more */
     PUMP_SINK_DIRTY,           /* bytes were written; see sink_file_clean */
+    PUMP_SINK_REOPENED,        /* sink_reopen was done; a failure of it was taken before */
     PUMP_OUTLET_LOSS,          /* lines were left out; see outlet_losses */
     PUMP_TAPPED,               /* see pump_tap_take; id = 0 */
 };
@@ -305,7 +306,8 @@ int64_t sink_queue_take(struct sink *sink, char **ret_data, int32_t timeout_ms);
  * does not come again. */
 void sink_queue_did(struct sink *sink, const char *next);
 
-/* Open it again, now: a file was renamed, or what made it fail is mended. */
+/* Open it again, now: a file was renamed, or what made it fail is mended. PUMP_SINK_REOPENED
+ * comes when that was tried. */
 void sink_reopen(struct sink *sink);
 /* No stream is added any more; PUMP_SINK_CLOSED comes when the last one has ended and
  * all is written. */

@@ -384,6 +384,10 @@ void sink_turn(struct sink *sink)
         sink_flush(sink);
     else if (sink->flush_at != NEVER)
         sink_schedule(sink, sink->flush_at);
+    if (sink->reopening) {
+        sink->reopening = false;
+        target_tell(&sink->target, PUMP_SINK_REOPENED, 0, false);
+    }
     if (sink->noting)
         write_notes(sink);
     if (sink->rest_until <= sink->target.pump->now)
@@ -398,6 +402,7 @@ void sink_turn(struct sink *sink)
 
 static void reopen(struct sink *sink)
 {
+    sink->reopening = true; /* sink_turn follows, and tries again what has failed */
     sink->insists = true;
     sink_flush(sink);
     if (sink->state == SINK_FAILED) {

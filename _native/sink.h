@@ -112,6 +112,7 @@ struct sink {
     uint32_t streams;        /* not yet ended; under the lock */
     bool refuses;            /* sink_close was called; under the lock */
     bool insists;            /* its owner wants it opened afresh, whatever it costs */
+    bool reopening;          /* PUMP_SINK_REOPENED is to be told */
     bool closing;
     struct block *batch;     /* what is to be written; NULL: nothing */
     uint64_t appended;       /* bytes ever put into the batch ... */

@@ -135,10 +135,12 @@ void target_tell(struct target *target, enum pump_event_kind kind, int error, bo
         eventfd_raise(pump->events);
 }
 
-/* The target's next event: notices, then its state. Under the lock. */
+/* The target's next event: its state, then notices; but the last event comes last. Under the
+ * lock. */
 static struct pump_event next_event(struct target *target)
 {
-    for (int i = 0; i < N_NOTICES; i++) {
+    bool is_next = target->has_event && !target->gone;
+    for (int i = 0; i < N_NOTICES && !is_next; i++) {
         if (target->notices & 1u << i) {
             target->notices &= ~(1u << i);
             return (struct pump_event){.kind = FIRST_NOTICE + i, .id = target->id};

@@ -54,6 +54,7 @@ class _Lib:
     PUMP_SINK_CLOSED: Final[int]
     PUMP_SINK_ROTATED: Final[int]
     PUMP_SINK_DIRTY: Final[int]
+    PUMP_SINK_REOPENED: Final[int]
     PUMP_OUTLET_LOSS: Final[int]
     PUMP_TAPPED: Final[int]
     PENDING_LINE: Final[int]

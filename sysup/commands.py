@@ -387,13 +387,13 @@ def kill(app: App, p: Properties) -> Later:
 
 
 @command(Role.OPERATE)
-def logs(app: App, p: Properties) -> Reply:
+def logs(app: App, p: Properties) -> Reply | Soon:
     """Reopen the files that output goes to, or rotate those of a watcher."""
     if p.one_of("action", "reopen", "rotate") == "rotate":
         return {"files": outputs.rotate(find(app, p.text("name")))}
     p.text("action")
-    watchers = [find(app, p.text("name"))] if "name" in p else app.watchers.values()
-    return {"files": sorted({path for watcher in watchers for path in outputs.reopen(watcher)})}
+    watchers = [find(app, p.text("name"))] if "name" in p else list(app.watchers.values())
+    return Soon(outputs.reopen(watchers))
 
 
 @command(Role.OPERATE)

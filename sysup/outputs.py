@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
-from sysup.protocol import SysupError, Written
+from sysup.protocol import Incomplete, SysupError, Written
 from sysup.stats import Steps
 from sysup.streams import Direct, Sink
 from sysup.taps import described
 from sysup.watcher import Watcher
+
+REOPENED_WITHIN = 3.0
+"""Seconds that files have to be opened again; who asked is still there."""
 
 
 def tails(
@@ -42,12 +47,32 @@ def last_lines(data: bytes, number: int) -> bytes:
 # ---- files -------------------------------------------------------------------------------
 
 
-def reopen(watcher: Watcher) -> list[str]:
-    """Open the watcher's files again by their names; returns the names."""
-    found = {sink.name: sink for sink in _files(watcher)}
-    for sink in found.values():
-        sink.reopen()
-    return sorted(found)
+async def reopen(watchers: Iterable[Watcher]) -> dict[str, Any]:
+    """Open the watchers' files again by their names; returns the names, as `files`.
+
+    Raises Incomplete when some can't be opened, with those that could.
+    """
+    found = {sink.name: sink for watcher in watchers for sink in _files(watcher)}
+    tried = {name: asyncio.Event() for name in found}
+    for name, sink in found.items():
+        sink.reopen(tried[name].set)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REOPENED_WITHIN):
+            for each in tried.values():
+                await each.wait()
+    failed = []
+    for name, sink in sorted(found.items()):
+        if not tried[name].is_set():
+            failed.append(f"cannot open {name}: that takes longer than {REOPENED_WITHIN:g} s")
+        elif sink.failure:
+            failed.append(sink.failure)
+        else:
+            continue
+        del found[name]
+    files = {"files": sorted(found)}
+    if failed:
+        raise Incomplete("; ".join(failed), files)
+    return files
 
 
 def rotate(watcher: Watcher) -> list[str]:

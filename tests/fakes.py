@@ -69,7 +69,7 @@ class FakeSink(Sink):
 
     def __init__(self, name: str, on_state: OnState | None) -> None:
         self.name, self.reason, self.closed, self.tell = name, "", False, on_state
-        self.rotates = False
+        self.rotates, self.reopens = False, True
         self.done: list[str] = []
 
     @property
@@ -83,8 +83,10 @@ class FakeSink(Sink):
     def rotate(self) -> None:
         self.done.append("rotate")
 
-    def reopen(self) -> None:
+    def reopen(self, on_done: Callable[[], object] = lambda: None) -> None:
         self.done.append("reopen")
+        if self.reopens:
+            on_done()
 
     def fail(self, reason: str) -> None:
         self.reason = reason

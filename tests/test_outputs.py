@@ -8,7 +8,7 @@ import pytest
 
 from sysup.config import Role, StreamSpec
 from sysup.outputs import last_lines
-from sysup.protocol import MessageError, SysupError
+from sysup.protocol import Incomplete, MessageError, SysupError
 from sysup.streams import Losses
 from sysup.watcher import Watcher
 from tests.test_commands import FakeApp
@@ -97,6 +97,14 @@ def test_logs(app: FakeApp) -> None:
     assert app.ask("logs", action="reopen") == {"files": ["/log/web"]}
     assert app.ask("logs", action="reopen", name="db") == {"files": []}
     assert done(app, "/log/web") == ["rotate", "reopen"]
+    (sink,) = {sink for sink in app.world.pump.sinks if sink.done}
+    for reason in ("cannot write /log/web: No space left on device", ""):
+        sink.reason = reason
+        sink.reopens = bool(reason)
+        with pytest.raises(Incomplete) as failure:
+            app.ask("logs", action="reopen")
+        told = reason or "cannot open /log/web: that takes longer than 3 s"
+        assert (str(failure.value), failure.value.fields) == (told, {"files": []})
     for name, reason in (("db", "it writes no file"), ("idle", "its file is not open")):
         app.have("idle", stdout_stream=FILE)
         with pytest.raises(SysupError, match=f"cannot rotate {name}: {reason}"):

@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from sysup import discovery
+from sysup.client import CallError
 from sysup.ctl import moments, render
 from sysup.ctl.session import Command, Group, Session, common_options, complete_watcher, session
 from sysup.protocol import CONTROL_SOCKET, SysupError
@@ -329,9 +330,18 @@ logs.reading = read
 @logs.command()
 @click.argument("name", required=False, shell_complete=complete_watcher)
 def reopen(name: str | None) -> None:
-    """Open files again by their names: those of all watchers, or of one."""
-    reply = session().call("logs", action="reopen", name=name)
-    session().show(reply, _files("reopened", reply))
+    """Open files again by their names: those of all watchers, or of one.
+
+    Exits with 1 when one can't be opened, and says why.
+    """
+    here = session()
+    try:
+        reply = here.call("logs", action="reopen", name=name)
+    except CallError as error:
+        if error.reply.get("files") and not (here.json or here.prettify):
+            here.show(error.reply, _files("reopened", error.reply))
+        raise
+    here.show(reply, _files("reopened", reply))
 
 
 @logs.command()

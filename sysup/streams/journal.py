@@ -119,8 +119,5 @@ class Direct:
             connection.shutdown(socket.SHUT_RD)
             return connection.detach()
 
-    def reopen(self) -> None:
-        """There is nothing to do."""
-
     def close(self) -> None:
         """There is nothing to do."""

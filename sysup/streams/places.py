@@ -102,6 +102,7 @@ class Places:
         if kind == lib.PUMP_SINK_CLOSED:
             self.hide(place)
             self._leaving.append(self._open.pop(id))
+            place.reopened()
         else:
             place.handle(kind, error)
 
@@ -167,6 +168,7 @@ class Place:
         self.failure: str | None = None
         self.places = places
         self._holders: dict[object, tuple[Tell, Callable[[], None]]] = {}
+        self._reopening: list[Callable[[], object]] = []
         self._streams = 0
 
     def hold(self, holder: object, tell: Tell, rotated: Callable[[], None]) -> None:
@@ -194,13 +196,25 @@ class Place:
         if not self._holders and not self._streams and self.places.hide(self):
             lib.sink_close(self.native)
 
-    def reopen(self) -> None:
+    def reopen(self, on_done: Callable[[], object]) -> None:
+        """Open it again, and call `on_done` when that was tried, and its failure is known."""
+        self._reopening.append(on_done)
         if self in self.places:
             lib.sink_reopen(self.native)
+        else:
+            self.reopened()
+
+    def reopened(self) -> None:
+        """It is open, or failed, or closed."""
+        waiting, self._reopening = self._reopening, []
+        for on_done in waiting:
+            on_done()
 
     def handle(self, kind: int, error: int) -> None:
         """An event of the pump."""
-        if kind == lib.PUMP_SINK_RECOVERED:
+        if kind == lib.PUMP_SINK_REOPENED:
+            self.reopened()
+        elif kind == lib.PUMP_SINK_RECOVERED:
             self.report(None)
         else:
             self.report(f"cannot write {self.name}: {os.strerror(error)}")

@@ -261,9 +261,10 @@ class Sink:
         """Whether it is a file that keeps backups."""
         return isinstance(self._place, FilePlace) and self._place.keeps_backups
 
-    def reopen(self) -> None:
-        """Open the file again by its name, at once."""
-        self._place.reopen()
+    def reopen(self, on_done: Callable[[], object] = lambda: None) -> None:
+        """Open the file again by its name, at once; `on_done` is called when that was tried, and
+        `failure` says how it went."""
+        self._place.reopen(on_done)
 
     def rotate(self) -> None:
         """Rotate the file at the next end of a line; nothing where it can't be."""

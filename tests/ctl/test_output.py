@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sysup.ctl.output import LONGEST_LINE, Printer, Seam, Source
 from sysup.ctl.render import event, size
 from sysup.ctl.report import report
-from sysup.protocol import pack
+from sysup.protocol import Incomplete, pack
 from tests.canned import CannedDaemon
 
 from .conftest import Run
@@ -205,6 +205,14 @@ def test_logs(daemon: CannedDaemon, ctl: Run) -> None:
     assert daemon.request()["properties"] == {"action": "reopen"}
     assert ctl("logs", "-a", "shop", "rotate", "web").out == "rotated /a\\x07\nrotated /b\n"
     assert daemon.request()["properties"] == {"action": "rotate", "name": "web"}
+    full = "cannot write /b: No space left on device"
+
+    def fail(request: object) -> None:
+        raise Incomplete(full, {"files": ["/a"]})
+
+    daemon.replies["logs"] = fail
+    assert ctl("logs", "reopen") == (1, "reopened /a\n", f"error: {full}\n")
+    assert json.loads(ctl("logs", "reopen", "--json").out)["files"] == ["/a"]
     daemon.replies["logs"] = {"files": []}
     assert ctl("logs", "reopen", "web").out == "there are no files\n"
     assert ctl("logs", "rotate").code == 2

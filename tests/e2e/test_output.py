@@ -392,8 +392,13 @@ def test_logs(sysupd: Start, tmp_path: Path) -> None:
     )
     until(log.exists, "it is written")
     log.rename(tmp_path / "old.log")
+    log.mkdir()
+    done = talker.daemon.ctl("logs", "reopen")
+    failure = f"error: cannot write {log}: Is a directory\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", failure)
+    log.rmdir()
     assert talker.daemon.ctl("logs", "reopen").stdout == f"reopened {log}\n"
-    until(log.exists, "it is there again")
+    assert log.exists()
     done = talker.daemon.ctl("logs", "rotate", "other")
     assert (done.returncode, done.stderr) == (1, "error: cannot rotate other: it writes no file\n")
     events = talker.daemon.events()

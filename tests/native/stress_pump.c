@@ -255,7 +255,8 @@ static void take_events(struct app *app)
                 static char tapped[1 << 17];
                 while (pump_tap_take(app->pump, tapped, sizeof tapped))
                     continue;
-            } else if (events[i].kind != PUMP_SINK_ROTATED && events[i].kind != PUMP_SINK_DIRTY) {
+            } else if (events[i].kind != PUMP_SINK_ROTATED && events[i].kind != PUMP_SINK_DIRTY
+                       && events[i].kind != PUMP_SINK_REOPENED) {
                 CHECK(events[i].kind == PUMP_SINK_CLOSED && !app->closed[id - WRITERS]);
                 app->closed[id - WRITERS] = true;
                 app->left--;

@@ -147,6 +147,32 @@ def test_reopen_does_not_wait_for_the_next_try(house: House, tmp_path: Path) -> 
     house.until(lambda: house.told[1:] == [(str(path), None)])
 
 
+def test_who_has_it_reopened_hears_of_it_when_its_failure_is_known(
+    house: House, tmp_path: Path
+) -> None:
+    path = tmp_path / "log"
+    sink = house.file(path)
+    house.until(path.exists)
+    heard: list[str | None] = []
+
+    def reopened() -> str | None:
+        sink.reopen(lambda: heard.append(sink.failure))
+        house.until(lambda: heard)
+        return heard.pop()
+
+    assert reopened() is None
+    path.unlink()
+    path.mkdir()
+    assert [reopened(), reopened()] == [reason(path, errno.EISDIR)[1]] * 2
+    path.rmdir()
+    assert reopened() is None
+    assert path.is_file()
+    sink.close()
+    assert reopened() is None, "it is about to be closed"
+    house.until(lambda: not house.pump.places)
+    assert reopened() is None, "it is closed"
+
+
 @pytest.mark.parametrize(
     ("make", "number"),
     [
