@@ -76,7 +76,7 @@ and `include` among the daemon's alone.
 
 In `cmd`, `args` and `shell_args` these are replaced at each start: `$(sysup.wid)`, the number of
 the process's slot; `$(sysup.sockets.NAME)`, the descriptor of a socket; `$(sysup.OPTION)`, a
-watcher's option; `$(sysup.rlimits.NAME)`, a soft limit.
+watcher's option, and without a `working_dir` the daemon's; `$(sysup.rlimits.NAME)`, a soft limit.
 
 ## Environment
 

@@ -21,7 +21,17 @@ from typing import Any, NamedTuple
 from sysup import config
 from sysup.config import StreamSpec, WatcherSpec
 from sysup.estate import Estate
-from sysup.process import MARKER, OS, Cgroup, Cgroups, Launch, Process, identity, open_terminal
+from sysup.process import (
+    MARKER,
+    OS,
+    Cgroup,
+    Cgroups,
+    Launch,
+    Process,
+    identity,
+    open_terminal,
+    own_directory,
+)
 from sysup.protocol import SysupError
 from sysup.stdin import Input
 from sysup.streams import Direct, Losses, Pump, Sink, Source, Stream, StreamName, open_sink
@@ -136,6 +146,7 @@ class Setting:
     sockets: Mapping[str, int] = field(default_factory=dict)
     socket_problems: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    directory: str = field(default_factory=lambda: own_directory(os.environ))
     null: int = field(default_factory=lambda: os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC))
 
 
@@ -299,7 +310,7 @@ class Mould:
         place = -1 if group is None else group.open()
         try:
             return self._launcher.spawn(
-                argv=config.command(self._spec, wid, self._seats),
+                argv=config.command(self._spec, wid, self._seats, self._setting.directory),
                 env={MARKER: marker},
                 fds=fds,
                 cgroup_fd=place,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from sysup.config import Config, Level, Place, Problem, WatcherSpec, command, environment
 from sysup.config import search_path as path_of
-from sysup.process import identity
+from sysup.process import identity, own_directory
 from sysup.protocol import SysupError
 
 
@@ -34,7 +34,7 @@ def _of(spec: WatcherSpec, circus: bool, environ: Mapping[str, str]) -> Iterator
         yield "working_dir", f"there is no directory {spec.working_dir}"
         return  # programs and arguments may be relative to it
     try:
-        program = spec.executable or command(spec, 1, {})[0]
+        program = spec.executable or command(spec, 1, {}, own_directory(environ))[0]
     except SysupError as error:
         yield "cmd", str(error)
         return
@@ -53,9 +53,9 @@ def _of(spec: WatcherSpec, circus: bool, environ: Mapping[str, str]) -> Iterator
 def _of_streams(spec: WatcherSpec) -> Iterator[tuple[str, str]]:
     for name, stream in (("stdout", spec.stdout_stream), ("stderr", spec.stderr_stream)):
         path = stream.options.get("filename") if stream and "." not in stream.cls else None
-        directory = os.path.dirname(str(path)) if path else ""
-        if directory and _is_missing(directory):
-            yield f"{name}_stream.filename", f"there is no directory {directory}"
+        parent = os.path.dirname(str(path)) if path else ""
+        if parent and _is_missing(parent):
+            yield f"{name}_stream.filename", f"there is no directory {parent}"
 
 
 def _is_missing(path: str) -> bool:

@@ -61,6 +61,12 @@ def test_sockets_are_passed_by_their_number(world: World) -> None:
     assert 40 not in fds
 
 
+def test_who_has_no_directory_is_told_the_daemons(world: World) -> None:
+    world.board.setting.directory = "/srv/shop"
+    mould(world, cmd="$(circus.working_dir)/web").make(1)
+    assert world.os.born[101][0] == ["/srv/shop/web"]
+
+
 def test_sockets_as_systemd_hands_them_over(world: World) -> None:
     world.board.setting.sockets = {"web": 4, "api": 7, "admin": 3}
     mould(

@@ -360,6 +360,8 @@ def test_diff() -> None:
             ["prog", "$(circus.sockets.no)", "$(circus.no)"],
         ),
         ("args = $(sysup.numprocesses) $(circus.uid)x", ["prog", "1", "x"]),
+        ("args = $(circus.working_dir)", ["prog", "/ours"]),
+        ("args = $(circus.working_dir)\nworking_dir = /its", ["prog", "/its"]),
         ("args = $(circus.rlimits.nofile)\nrlimit_nofile = 9:10", ["prog", "9"]),
         ("shell = yes\nargs = > 'a b' | c", ["/bin/sh", "-c", "prog > 'a b' | c"]),
         ("shell = yes\nshell_args = a 'b c'", ["/bin/sh", "-c", "prog", "a", "b c"]),
@@ -367,7 +369,7 @@ def test_diff() -> None:
 )
 def test_command(lines: str, argv: list[str]) -> None:
     config = load(f"[circus]\n[watcher:w]\ncmd = prog\n{lines}\n[env]\nX=1")
-    assert command(config.watchers["w"], 7, {"web-1": 5}) == argv
+    assert command(config.watchers["w"], 7, {"web-1": 5}, "/ours") == argv
 
 
 def test_command_of_added_watchers() -> None:

@@ -110,13 +110,14 @@ def test_check_foresees_what_this_machine_can_not_do(ini: Path, tmp_path: Path) 
             "cmd = sleep 9\nstderr_stream.filename = /no/dir/log",
             "stderr_stream.filename: there is no directory /no/dir",
         ),
+        "h": ("cmd = $(sysup.working_dir)/no", f"cmd: there is no program {os.getcwd()}/no"),
     }
     texts = [f"[watcher:{name}]\n{options}\n" for name, (options, _) in wrong.items()]
     ini.write_text("".join([*texts, "[watcher:z]\ncmd = no-such-program; true\nshell = yes\n"]))
     result = sysupd("--check", ini)
     assert result.exit_code == 0
     told = [f"{ini}: warning: [watcher:{name}] {text}" for name, (_, text) in wrong.items()]
-    assert result.output.splitlines() == [*told, f"{ini}: ok, 8 watchers"]
+    assert result.output.splitlines() == [*told, f"{ini}: ok, 9 watchers"]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

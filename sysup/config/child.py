@@ -28,15 +28,18 @@ class Identity(NamedTuple):
     shell: str
 
 
-def command(spec: WatcherSpec, wid: int, sockets: Mapping[str, int]) -> list[str]:
+def command(
+    spec: WatcherSpec, wid: int, sockets: Mapping[str, int], directory: str = ""
+) -> list[str]:
     """The arguments of the process in slot `wid`, its program first.
 
-    `sockets` are descriptors in the child, by lower-case name. Replaced in `cmd`, `args` and
+    `sockets` are descriptors in the child, by lower-case name; `directory` is the daemon's, for who
+    has no `working_dir`. Replaced in `cmd`, `args` and
     `shell_args`: `$(sysup.wid)`, `$(sysup.sockets.NAME)`, `$(sysup.OPTION)`,
     `$(sysup.rlimits.NAME)` and `$(sysup.env.NAME)`, also as `$(circus...)`; what is unknown
     stays as it is. Raises SysupError when the text cannot be split.
     """
-    names = _Names(spec, wid, sockets)
+    names = _Names(spec, wid, sockets, directory)
     cmd = names.expand(spec.cmd)
     if isinstance(spec.args, str):
         text, args = names.expand(spec.args), None
@@ -63,8 +66,10 @@ def _split(option: str, text: str) -> list[str]:
 class _Names:
     """What names stand for in the command of one process."""
 
-    def __init__(self, spec: WatcherSpec, wid: int, sockets: Mapping[str, int]) -> None:
-        self._spec, self._wid, self._sockets = spec, wid, sockets
+    def __init__(
+        self, spec: WatcherSpec, wid: int, sockets: Mapping[str, int], directory: str
+    ) -> None:
+        self._spec, self._wid, self._sockets, self._directory = spec, wid, sockets, directory
         self._env = Variables(spec.env)
 
     def expand(self, text: str) -> str:
@@ -89,7 +94,8 @@ class _Names:
         option = WATCHER_OPTIONS.get(lower)
         if not option or lower in ("cmd", "args", "shell_args", "env"):
             return None
-        return _word(option.plain(option.of(self._spec)), "")
+        nothing = self._directory if lower == "working_dir" else ""
+        return _word(option.plain(option.of(self._spec)), nothing)
 
 
 def _word(value: object, nothing: str) -> str:

@@ -17,7 +17,13 @@ Tests of the modules above replace `OS` as a whole.
 from sysup.process.cgroups import Cgroup, Cgroups
 from sysup.process.identity import Identity, identity
 from sysup.process.launch import CAPABILITIES, RLIMITS, Birth, Launch, Launcher, Process, SpawnError
-from sysup.process.own import become_subreaper, raise_nofile, set_nice, take_precedence
+from sysup.process.own import (
+    become_subreaper,
+    own_directory,
+    raise_nofile,
+    set_nice,
+    take_precedence,
+)
 from sysup.process.system import MARKER, OS, Unclear, Unreaped
 from sysup.process.terminal import open_terminal
 
@@ -39,6 +45,7 @@ __all__ = [
     "become_subreaper",
     "identity",
     "open_terminal",
+    "own_directory",
     "raise_nofile",
     "set_nice",
     "take_precedence",

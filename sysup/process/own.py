@@ -6,6 +6,7 @@ import fcntl
 import os
 import resource
 import signal
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -64,6 +65,18 @@ def make_room(most: int) -> None:
     room = ROOM if most == resource.RLIM_INFINITY else min(ROOM, most)
     with suppress(OSError):  # there need not be so many
         os.close(fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, room - 1))
+
+
+def own_directory(environ: Mapping[str, str]) -> str:
+    """The directory that the daemon is in, by the name that its shell had for it if that leads
+    there; "" if it is gone."""
+    shown = environ.get("PWD", "")
+    with suppress(OSError):
+        if os.path.isabs(shown) and os.path.samefile(shown, "."):
+            return shown
+    with suppress(OSError):
+        return os.getcwd()
+    return ""
 
 
 def set_nice(nice: int) -> None:

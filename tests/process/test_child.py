@@ -143,6 +143,19 @@ def test_children_get_the_daemons_first_limit_of_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
+def test_the_daemons_directory_by_its_shells_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "release").mkdir()
+    (tmp_path / "current").symlink_to("release")
+    monkeypatch.chdir(tmp_path / "current")
+    for shown in ("", "/", "/no/such", "release", str(tmp_path)):
+        assert process.own_directory({"PWD": shown}) == str(tmp_path / "release")
+    assert process.own_directory({"PWD": str(tmp_path / "current")}) == str(tmp_path / "current")
+    (tmp_path / "release").rmdir()
+    assert process.own_directory({}) == ""
+
+
 def test_what_the_scheduler_knows(system: OS) -> None:
     cpu = min(os.sched_getaffinity(0))
     what = launch("sh", "-c", "nice; cat /proc/self/oom_score_adj /proc/self/status")
