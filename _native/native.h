@@ -216,14 +216,13 @@ enum pending_kind {
 struct orphan {
     uint64_t id;     /* of the stream; of a sink: as it was */
     uint64_t length; /* bytes; of a stream they may be more than a line */
-    const char *key; /* of the sink; NULL: a stream. Until it is taken up or dropped */
+    const char *key; /* of the sink; NULL: a stream. Until it is taken up */
     int32_t kind;
 };
 
 /* At most `cap` of them; returns how many there are. In the thread that adds streams and
- * opens sinks, as pump_drop_orphans, which forgets them and returns their bytes. */
+ * opens sinks. */
 size_t pump_orphans(struct pump *pump, struct orphan *ret_orphans, size_t cap);
-uint64_t pump_drop_orphans(struct pump *pump);
 
 /* ---- sinks */
 

@@ -383,29 +383,6 @@ size_t pump_orphans(struct pump *pump, struct orphan *ret_orphans, size_t cap)
     return n;
 }
 
-uint64_t pump_drop_orphans(struct pump *pump)
-{
-    struct left *left = &pump->left;
-    uint64_t bytes = 0;
-    for (size_t i = 0; i < left->n_streams; i++) {
-        struct left_stream *one = &left->streams[i];
-        bytes += block_holds(one->partial) + block_holds(one->raw);
-        arena_give(pump->arena, one->partial);
-        arena_give(pump->arena, one->raw);
-        arena_give(pump->arena, one->saved);
-        *one = (struct left_stream){.id = one->id};
-    }
-    for (size_t i = 0; i < left->n_sinks; i++) {
-        struct left_sink *one = &left->sinks[i];
-        bytes += block_holds(one->batch);
-        arena_give(pump->arena, one->batch);
-        arena_give(pump->arena, one->sent);
-        arena_give(pump->arena, one->saved);
-        *one = (struct left_sink){.id = one->id};
-    }
-    return bytes;
-}
-
 void left_free(struct pump *pump)
 {
     free(pump->left.streams);

@@ -201,13 +201,6 @@ class Stream:
         if not self.ended:
             lib.stream_close(self._native)
 
-    def detach(self) -> int:
-        """After `Pump.park`: the pipe, or -1 if it has ended; the stream is no more."""
-        fd = lib.stream_detach(self._native)
-        self._last, self.ended = (*self.tail_at(), self.losses), True
-        lib.stream_free(self._native)
-        return fd
-
     def _end(self, error: int) -> None:
         self._last, self.error = (*self.tail_at(), self.losses), error
         self.ended = True
@@ -444,10 +437,6 @@ class Pump:
             for one in found
         ]
 
-    def drop_orphans(self) -> int:
-        """Forget it; returns how many bytes that were."""
-        return lib.pump_drop_orphans(self.native)
-
     def park(self, timeout: float) -> None:
         """End the thread and write nothing, so that another pump goes on with the memfd.
 
@@ -461,18 +450,7 @@ class Pump:
             self.dispatch()
             ended = len(self._streams) < before
         self.places.park()
-        self._unused = self.places.stop(until)
-
-    def detach(self) -> dict[int, int]:
-        """After `park`: let go of all that is held, which the end of the process does as well.
-
-        Returns the pipes of the streams by the streams' ids, the caller's from now.
-        """
-        pipes = {id: stream.detach() for id, stream in self._streams.items()}
-        self._streams.clear()
-        if self._unused:
-            lib.pump_free(self.native)
-        return {id: fd for id, fd in pipes.items() if fd >= 0}
+        self.places.stop(until)
 
     def stop(self, timeout: float) -> int:
         """End all streams and sinks, write what is held, end the thread.

@@ -88,9 +88,17 @@ class House:
         return stream
 
     def park(self) -> dict[int, int]:
+        """Leave all to the next one, as the end of the daemon's process does; the pipes, by the ids
+        of their streams."""
         self.stopped = True
         self.pump.park(PATIENCE)
-        return self.pump.detach()
+        pipes = {}
+        for id, stream in self.pump._streams.items():
+            pipes[id] = lib.stream_detach(stream._native)
+            lib.stream_free(stream._native)
+        if not self.pump.places._leaving:
+            lib.pump_free(self.pump.native)
+        return {id: fd for id, fd in pipes.items() if fd >= 0}
 
     def stop(self, timeout: float = PATIENCE) -> int:
         self.stopped = True
