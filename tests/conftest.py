@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.canned import CannedDaemon
 from tests.delegated import delegated
 from tests.journald import Journald, Unavailable
 from tests.world import World
@@ -33,6 +34,19 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     world = World(monkeypatch.setattr)
     yield world
     world.close()
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """Where the runtime directories of apps are."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def daemon(base: Path) -> Iterator[CannedDaemon]:
+    """One of canned replies, of the app `shop`."""
+    with CannedDaemon(base / "shop") as running:
+        yield running
 
 
 @pytest.fixture

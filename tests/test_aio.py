@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,6 @@ from sysup.protocol import SysupError
 from tests.canned import CannedDaemon, Gone
 
 SOON = 60.0
-
-
-@pytest.fixture
-def daemon(tmp_path: Path) -> Iterator[CannedDaemon]:
-    with CannedDaemon(tmp_path / "app") as made:
-        yield made
 
 
 def play(scene: Coroutine[Any, Any, Any]) -> Any:

@@ -30,18 +30,6 @@ DAEMON, NOBODY = 1, 65534
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """Where the runtime directories of apps are."""
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def daemon(base: Path) -> Iterator[CannedDaemon]:
-    with CannedDaemon(base / "shop") as running:
-        yield running
-
-
-@pytest.fixture
 def calling(daemon: CannedDaemon) -> Iterator[Client]:
     with Client(daemon.endpoint, timeout=PATIENCE) as connected:
         yield connected

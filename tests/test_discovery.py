@@ -23,18 +23,6 @@ from .canned import CannedDaemon
 DAEMON, NOBODY = 1, 65534
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    """Where the runtime directories of apps are."""
-    return tmp_path / "run"
-
-
-@pytest.fixture
-def daemon(base: Path) -> Iterator[CannedDaemon]:
-    with CannedDaemon(base / "shop") as running:
-        yield running
-
-
 def stale_socket(path: Path) -> str:
     """A socket file that a process left behind when it was killed."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -10,7 +10,6 @@ import pytest
 
 from sysup.ctl.program import main
 from sysup.discovery import ENDPOINT_VARIABLES
-from tests.canned import CannedDaemon
 
 
 class Done(NamedTuple):
@@ -31,12 +30,6 @@ def base(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("SYSUP_RUNTIME_DIR", str(tmp_path))
     return tmp_path
-
-
-@pytest.fixture
-def daemon(base: Path) -> Iterator[CannedDaemon]:
-    with CannedDaemon(base / "shop") as running:
-        yield running
 
 
 @pytest.fixture
