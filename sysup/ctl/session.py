@@ -340,6 +340,8 @@ class Group(click.Group):
         name = args[0]
         if name in self.commands or name.startswith("-") or context.resilient_parsing:
             return super().resolve_command(context, args)
+        if name == "help":
+            context.fail("no such command: help; it is `sysupctl [COMMAND] --help`")
         from difflib import get_close_matches
 
         close = get_close_matches(name.lower(), self.commands, n=1)

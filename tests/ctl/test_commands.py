@@ -589,6 +589,7 @@ def test_no_name_is_suggested_where_none_can_be_had(daemon: CannedDaemon, ctl: R
     ("args", "says"),
     [
         (["stopp"], "no such command: stopp; did you mean stop?"),
+        (["help"], "no such command: help; it is `sysupctl [COMMAND] --help`"),
         (["xyzzy"], "no such command: xyzzy\n"),
         (["incr", "web", "many"], "many"),
         (["incr"], "NAME"),
