@@ -6,7 +6,7 @@
  * not memory it has for itself: descriptors, dispositions, mask, directory, umask, limits, ids. It
  * prepares them in the order of STEPS below; each step returns 0 or -errno.
  *
- * Linux 5.4 is enough: close_range(2) with CLOSE_RANGE_CLOEXEC (5.11) has a fallback. */
+ * Linux 5.4 is enough: close_range(2) (5.9) has a fallback. */
 #include "child.h"
 
 #include "call.h"
@@ -20,10 +20,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-
-#ifndef CLOSE_RANGE_CLOEXEC
-#define CLOSE_RANGE_CLOEXEC (1U << 2)
-#endif
 
 /* Where the plain numbers mean 16-bit ids (i386, arm), the 32-bit calls have names of
  * their own. */
@@ -105,8 +101,20 @@ static int set_oom_score_adj(struct child *child)
     return write_file(AT_FDCWD, "/proc/self/oom_score_adj", text);
 }
 
-/* Before close_range(2) could do it: mark each descriptor that /proc lists. */
-static int mark_listed(void)
+/* The first descriptor from `at` on that it is to have, or its sign; INT32_MAX: there is none. */
+static int32_t next_kept(const struct child *child, int32_t at)
+{
+    int32_t next = child->own_sign >= at ? child->own_sign : INT32_MAX;
+    for (size_t i = 0; i < child->spec.n_fds; i++) {
+        int32_t to = child->spec.fds[i].to;
+        if (to >= at && to < next)
+            next = to;
+    }
+    return next;
+}
+
+/* Before close_range(2) could do it: close each descriptor that /proc lists. */
+static int close_listed(const struct child *child)
 {
     _Alignas(struct dirent64) char buffer[4096];
     long directory = call(SYS_openat, AT_FDCWD, "/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -122,21 +130,29 @@ static int mark_listed(void)
             int fd = 0;
             for (const char *digit = entry->d_name; *digit; digit++)
                 fd = fd * 10 + (*digit - '0');
-            int rc = checked(call(SYS_fcntl, fd, F_SETFD, FD_CLOEXEC));
-            if (rc < 0)
-                return rc;
+            if (fd != directory && next_kept(child, fd) != fd)
+                (void)call(SYS_close, fd);
         }
     }
     (void)call(SYS_close, directory);
     return checked(size);
 }
 
-/* At the latest when the program is executed. */
-static int close_the_rest(void)
+/* Now, and not when the program is executed: that may take its time, in which others would not see
+ * the end of a pipe or connection that we close, nor the next daemon get our lock. */
+static int close_the_rest(const struct child *child)
 {
-    int rc = checked(call(SYS_close_range, 0, ~0U, CLOSE_RANGE_CLOEXEC));
-    /* ENOSYS: before 5.9; EINVAL: before 5.11; EPERM: a seccomp filter. */
-    return rc == -ENOSYS || rc == -EINVAL || rc == -EPERM ? mark_listed() : rc;
+    for (int32_t at = 0;; at++) {
+        const int32_t next = next_kept(child, at);
+        const unsigned last = next == INT32_MAX ? ~0U : (unsigned)next - 1;
+        int rc = next == at ? 0 : checked(call(SYS_close_range, at, last, 0));
+        /* ENOSYS: before 5.9; EPERM: a seccomp filter. */
+        if (rc == -ENOSYS || rc == -EPERM)
+            return close_listed(child);
+        if (rc < 0 || next == INT32_MAX)
+            return rc;
+        at = next;
+    }
 }
 
 int32_t above_all(const struct spawn_spec *spec)
@@ -154,9 +170,6 @@ static int arrange_fds(struct child *child)
 {
     const struct spawn_spec *spec = &child->spec;
     const int32_t above = above_all(spec);
-    int rc = close_the_rest();
-    if (rc < 0)
-        return rc;
     for (size_t i = 0; i < spec->n_fds; i++) {
         child->index = (int32_t)i;
         child->sources[i] = spec->fds[i].from;
@@ -169,12 +182,12 @@ static int arrange_fds(struct child *child)
         child->index = (int32_t)i;
         const int32_t from = child->sources[i], to = spec->fds[i].to;
         /* dup3 clears FD_CLOEXEC, but refuses two that are the same. */
-        rc = checked(from == to ? call(SYS_fcntl, from, F_SETFD, 0) : call(SYS_dup3, from, to, 0));
+        int rc = checked(from == to ? call(SYS_fcntl, from, F_SETFD, 0) : call(SYS_dup3, from, to, 0));
         if (rc < 0)
             return rc;
     }
     child->index = -1;
-    return 0;
+    return close_the_rest(child);
 }
 
 static int set_rlimits(struct child *child)

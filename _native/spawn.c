@@ -288,6 +288,7 @@ int spawn_begin(const struct spawn_spec *spec, struct spawn_result *ret_, struct
         return fail(ret_, SPAWN_STEP_CLONE, -1, -rc);
     }
     child->sign = sign[0];
+    child->own_sign = sign[1];
     share_with(child);
     bool left;
     int pid = make_quietly(child, sign[1], &pidfd, &left);

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import resource
+import select
 import signal
 import sys
 from collections.abc import Iterator, Mapping
@@ -206,6 +207,26 @@ def test_what_is_given_up_leaves_nothing_of_ours(system: OS, leased: str) -> Non
     system.give_up(system.launcher(launch("sleep", "1000")).spawn())
     assert descriptors() == before
     assert children() <= ours, "no process is left"
+
+
+def test_on_the_way_it_holds_nothing_of_ours_open(system: OS, leased: str) -> None:
+    """Who reads from what we close sees the end at once."""
+    ends = [os.pipe2(os.O_CLOEXEC) for _ in range(3)]
+    high = fcntl.fcntl(ends[2][1], fcntl.F_DUPFD_CLOEXEC, 300)
+    child = system.launcher(launch(leased)).spawn(fds={200: ends[2][1]})
+    for _, writing in ends:
+        os.close(writing)
+    os.close(high)
+    poll = select.poll()
+    for reading, _ in ends:
+        poll.register(reading, select.POLLIN)
+    seen: set[int] = set()
+    eventually(lambda: len(seen.update(fd for fd, _ in poll.poll(0)) or seen) == 2)
+    assert seen == {reading for reading, _ in ends[:2]}, "the third is its own"
+    system.signal(child, signal.SIGKILL)
+    ended(system, born(system, child))
+    for reading, _ in ends:
+        os.close(reading)
 
 
 def test_a_signal_waits_for_the_program(system: OS, leased: str) -> None:
