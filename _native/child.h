@@ -14,6 +14,7 @@ struct child {
     bool shares;       /* it is in our memory; the parent's affair, as is the next */
     int32_t sign;      /* the end of a pipe that tells when it has left that */
     int32_t own_sign;  /* the child's end of it */
+    int32_t pid;
     struct spawn_spec spec;
     bool in_cgroup;    /* born into it; else it must join */
     int32_t step;      /* the one it is at */

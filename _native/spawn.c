@@ -39,6 +39,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/wait.h>
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
@@ -300,13 +301,23 @@ int spawn_begin(const struct spawn_spec *spec, struct spawn_result *ret_, struct
         return rc;
     }
     *ret_ = (struct spawn_result){.pid = pid, .pidfd = pidfd, .sign = sign[0], .left = left, .index = -1};
+    child->pid = pid;
     *ret_child = child;
     return 0;
 }
 
+/* Whether it has ended: then nothing else counts, as its sign may be held by others, too (who was
+ * forked by another thread while it was made). ECHILD: it was even reaped. */
+static bool has_ended(const struct child *child)
+{
+    siginfo_t info = {0};
+    int rc = waitid(P_PID, (id_t)child->pid, &info, WEXITED | WNOHANG | WNOWAIT);
+    return rc < 0 ? errno == ECHILD : info.si_pid == child->pid;
+}
+
 int spawn_end(struct child *child, struct spawn_result *ret_)
 {
-    if (!has_left(child, (struct timespec){0}))
+    if (!has_left(child, (struct timespec){0}) && !has_ended(child))
         return -EAGAIN;
     int rc = fail(ret_, child->step, child->index, child->error);
     unshare_with(child);

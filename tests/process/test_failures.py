@@ -229,6 +229,24 @@ def test_on_the_way_it_holds_nothing_of_ours_open(system: OS, leased: str) -> No
         os.close(reading)
 
 
+def test_its_end_is_enough_where_another_one_holds_its_sign(system: OS, leased: str) -> None:
+    """A thread of ours may fork while the process is made, and has the sign open, too."""
+    child, ours = system.launcher(launch(leased)).spawn(), children()
+    assert child.birth
+    directory, pipe = f"/proc/{child.pid}/fd", os.fstat(child.birth.sign).st_ino
+    eventually(lambda: stat_fields(child.pid)[0] == b"S")
+    (name,) = (n for n in os.listdir(directory) if os.stat(f"{directory}/{n}").st_ino == pipe)
+    held = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    system.signal(child, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(child.pidfd, select.POLLIN)
+    assert poll.poll(60000)
+    system.end_birth(child)
+    assert ended(system, child) == -signal.SIGKILL
+    os.close(held)
+    assert child.pid in ours - children()
+
+
 def test_a_signal_waits_for_the_program(system: OS, leased: str) -> None:
     """Else it would be lost, or end what still shares our memory."""
     child = system.launcher(launch(leased)).spawn()
