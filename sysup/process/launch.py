@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import resource
+import signal
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -105,6 +107,7 @@ class Birth:
         child: the C code's part of it.
         sign: a descriptor, readable once the process has executed its program or ended without.
         is_over: whether that is readable already.
+        pid: the process.
         file: the program.
         fds: its descriptors, as (there, here).
         kept: what the process reads in our memory until then.
@@ -119,6 +122,7 @@ class Birth:
         child: CData,
         sign: int,
         is_over: bool,
+        pid: int,
         file: str,
         fds: Sequence[tuple[int, int]],
         kept: tuple[Any, ...],
@@ -131,6 +135,7 @@ class Birth:
         """What was sent to it meanwhile."""
         self._launcher = launcher
         self._child = child
+        self._pid = pid
         self._file = file
         self._fds = fds
         self._kept = kept
@@ -153,6 +158,20 @@ class Birth:
         if rc < 0:
             waited = time.monotonic() - self._begun
             raise self._launcher.explain(-rc, result, self._file, self._fds, waited)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Kill all that are under way yet: the interpreter ends, and takes their memory with it."""
+        for birth in list(cls._all):
+            try:
+                birth.end()
+            except BlockingIOError:
+                os.kill(birth._pid, signal.SIGKILL)  # not reaped, so nobody else has the pid
+            except SpawnError:
+                pass  # it has ended
+
+
+atexit.register(Birth.end_all)
 
 
 @dataclass(slots=True)
@@ -238,7 +257,7 @@ class Launcher:
             raise self.explain(-rc, result, file)
         kept = (arguments, variables, c_argv, c_envp, c_fds)
         there_here = tuple(pairs.items())
-        birth = Birth(self, child[0], result.sign, result.left, file, there_here, kept)
+        birth = Birth(self, child[0], result.sign, result.left, result.pid, file, there_here, kept)
         return Process(result.pid, result.pidfd, birth)
 
     def _keep(self, cdata: CData) -> CData:
