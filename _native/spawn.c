@@ -26,6 +26,10 @@
  * that the new user may signal the child. Only SIGKILL and SIGSTOP get through.
  * Ids are changed as late as can be: after them there come a few calls, chdir and execve.
  *
+ * The OOM killer ends all who share the memory of its victim, and spares a child only where its
+ * parent waits in vfork(2). A cgroup of a slot with a limit of its own (memory.max), which is
+ * exceeded while a child is in it and on the way, so costs the daemon.
+ *
  * Linux 5.4 is enough (waitid(2) on a pidfd, which the daemon needs anyway). What is newer
  * or often forbidden by a container's seccomp filter has a fallback: clone3, and
  * CLONE_INTO_CGROUP (5.7). */

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Start
-from tests.e2e.harness import Daemon, command_line, until
+from tests.e2e.harness import PATIENCE, Daemon, command_line, until
 
 
 class Withheld:
@@ -71,3 +71,17 @@ def test_an_upgrade_meanwhile(sysupd: Start, withheld: Withheld) -> None:
     until(lambda: command_line(pid).startswith("/usr/bin/tail"), "it executes its program")
     assert process(daemon)["state"] == "running"
     assert daemon.stop() == 0
+
+
+def test_a_kill_of_the_daemon_meanwhile(sysupd: Start, withheld: Withheld) -> None:
+    """The process holds nothing: the next daemon gets the lock, and ends what was left."""
+    first = sysupd(ini(withheld), wait=False)
+    until(lambda: process(first).get("state") == "starting", "it is on the way")
+    pid = process(first)["pid"]
+    os.kill(first.pid, signal.SIGKILL)
+    first.process.wait(PATIENCE)
+    second = sysupd(ini(withheld), wait=False)
+    until(lambda: process(second).get("state") == "starting", "the next one runs")
+    assert process(second)["pid"] != pid
+    until(lambda: not command_line(pid), "what was left is ended")
+    assert second.stop() == 0
