@@ -13,9 +13,10 @@ from sysup.config import Impact, Role
 from sysup.events import HIDDEN
 from sysup.machine import Want
 from sysup.matching import matching
-from sysup.pace import gathered, in_turns
+from sysup.pace import at_once, gathered, in_turns
 from sysup.properties import Properties
-from sysup.protocol import AccessDenied, Incomplete, MessageError, SysupError, Written
+from sysup.protocol import AccessDenied, Incomplete, MessageError, SysupError
+from sysup.stats import Steps
 from sysup.stdin import send as send_text
 from sysup.table import App, Later, Reply, Soon, Table
 from sysup.watcher import Watcher
@@ -92,24 +93,27 @@ def _processes(number: int) -> Reply:
 
 
 @command(Role.READ)
-def status(app: App, p: Properties) -> Soon:
+def status(app: App, p: Properties) -> Reply | Later:
     """The state of a watcher, or of all."""
+    one = find(app, p.text("name")) if "name" in p else None
     hidden, each = HIDDEN if p.role is Role.READ else None, p.flag("processes")
-    if "name" in p:
-        watcher = find(app, p.text("name"))
-        told = in_turns(outputs.status([watcher], hidden, each))
-        return Soon(_then(told, lambda told: {"status": watcher.state, "watchers": told}))
-    watchers = list(app.watchers.values())
 
-    def all_of_it(told: Written) -> Reply:
+    def told() -> Steps[Reply]:
+        if one:
+            watchers = yield from outputs.status([one], hidden, each)
+            return {"status": one.state, "watchers": watchers}
+        present = list(app.watchers.values())
+        watchers = yield from outputs.status(present, hidden, each)
         return {
-            "statuses": {w.name: w.state for w in watchers},
-            "watchers": told,
+            "statuses": {watcher.name: watcher.state for watcher in present},
+            "watchers": watchers,
             "changed_files": app.changed_files,
             "kept": app.kept,
         }
 
-    return Soon(_then(in_turns(outputs.status(watchers, hidden, each)), all_of_it))
+    steps = told()
+    reply = at_once(steps)  # of a few hundred watchers
+    return Soon(in_turns(steps)) if reply is None else reply
 
 
 @command(Role.READ)

@@ -248,6 +248,19 @@ async def gathered(works: Collection[Coroutine[Any, Any, Any]]) -> list[Any]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def at_once(work: Generator[None, None, T]) -> T | None:
+    """Do work, if it fits into a turn of the loop; None: the rest is to be done in turns."""
+    until = time.monotonic() + TURN
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        if time.monotonic() >= until:
+            return None
+
+
 async def in_turns(work: Generator[None, None, T]) -> T:
     """Do work step by step, so that the loop is not blocked meanwhile."""
     breath = Breath()

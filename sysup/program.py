@@ -136,9 +136,10 @@ def collect_young_alone() -> None:
 def collect_from_now() -> None:
     """The app has started, or was taken over: have the collector look at what comes after that.
 
-    What is kept of a process makes no cycles, and goes without it.
+    What is kept of a process makes no cycles, and goes without it. So of what there is only the
+    young is looked at once more, which may be garbage: all of it would take tens of milliseconds.
     """
-    gc.collect()
+    gc.collect(1)
     gc.freeze()
     gc.set_threshold(*THRESHOLDS)
 

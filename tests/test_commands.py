@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sysup import __version__, commands, config, reach
+from sysup import __version__, commands, config, pace, reach
 from sysup.commands import COMMANDS, OPERABLE
 from sysup.config import Role
 from sysup.machine import Want
@@ -29,7 +29,7 @@ from sysup.protocol import (
     Written,
 )
 from sysup.stdin import LIMIT
-from sysup.table import RANK, Later
+from sysup.table import RANK, Later, Soon
 from sysup.watcher import Watcher
 from tests.fakes import whole
 from tests.world import World
@@ -391,6 +391,18 @@ def test_replies_about_what_is(app: FakeApp) -> None:
     assert app.ask("globaloptions") == {"options": {"check_delay": 5.0}}
     assert app.ask("globaloptions", option="check_delay") == {"options": {"check_delay": 5.0}}
     assert app.ask("ipython")["shell"] is False
+
+
+def test_a_status_that_takes_long_is_the_same(
+    app: FakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reply = app.ask("status", processes=True)
+    monkeypatch.setattr(pace, "TURN", -1)
+    soon = COMMANDS.run(app, Request("status", {"processes": True}), ADMIN)
+    assert isinstance(soon, Soon)
+    later = app.world.run(soon.work)
+    assert {*later} == {*reply}
+    assert {*json.loads(later["watchers"])} == {*reply["watchers"]}
 
 
 def test_status(app: FakeApp) -> None:
