@@ -117,8 +117,7 @@ class Roster:
         breath = Breath()
         for watcher, _ in stops:
             await breath.taken()
-            if self._is_there(watcher):
-                self._board.wake(watcher)
+            self._board.wake(watcher)  # also one that was removed meanwhile: it answers
         for _, down in stops if wait else ():
             await down
 

@@ -90,3 +90,13 @@ def test_a_stop_of_all_goes_in_turns_and_what_is_asked_after_it_holds(
     host.world.loop.advance(60.0)
     assert (start.done(), wanted(host)) == (True, "b")
     finish(host, daemon, run)
+
+
+def test_a_stop_of_all_ends_though_one_that_is_down_is_removed_meanwhile(host: Host) -> None:
+    daemon, run = host.run("[watcher:a]\ncmd = a\n[watcher:b]\ncmd = b\n")
+    host.world.run(daemon.watchers["a"].stop())
+    stop = daemon.roster.stop_all()
+    daemon.watchers.pop("a").close()  # as the last step of a removal
+    host.world.run(stop)
+    assert not daemon.watchers["b"].slots.bodies
+    finish(host, daemon, run)
