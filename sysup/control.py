@@ -284,7 +284,8 @@ class Control:
             result = COMMANDS.run(self._app, request, peer.role, peer.remedy)
             is_waiting = isinstance(result, Soon) or request.waiting
             if isinstance(result, Later):
-                self._go_on(route, request, result.work, is_waiting)
+                work = self._finish(route, request, result.work, is_waiting)
+                self._go_on(route.fd, request.command, work)
             if COMMANDS.changes(request):
                 _note(request, peer)
             if not isinstance(result, Later):
@@ -293,19 +294,12 @@ class Control:
         except Exception as error:  # noqa: BLE001  a request's boundary: it fails alone
             return self._failure(request, error)
 
-    def _go_on(
-        self,
-        route: Route,
-        request: Request,
-        work: Coroutine[Any, Any, Mapping[str, Any]],
-        waiting: bool,
-    ) -> None:
+    def _go_on(self, fd: int, command: str, work: Coroutine[Any, Any, None]) -> None:
         """Carry out what was asked: those that are asked later wait for it."""
-        finish = self._finish(route, request, work, waiting)
-        task = self._loop.create_task(finish, name=request.command)
+        task = self._loop.create_task(work, name=command)
         self._tasks.add(task)
-        self._working[route.fd] += 1
-        task.add_done_callback(partial(self._is_done, route.fd))
+        self._working[fd] += 1
+        task.add_done_callback(partial(self._is_done, fd))
 
     def _is_done(self, fd: int, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

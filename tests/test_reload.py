@@ -23,6 +23,7 @@ from sysup.daemon import Daemon
 from sysup.protocol import Incomplete, SysupError
 from sysup.reload import WAITING, Reloads
 from sysup.source import Files, load
+from sysup.watcher import Watcher
 from tests.test_daemon import WEB, Host, finish, reply
 from tests.world import World
 
@@ -220,17 +221,30 @@ def test_a_reload_that_waits_for_its_turn_is_left_to_the_next_daemon(host: Host)
     finish(host, daemon, run)
 
 
-def test_what_is_saved_during_a_reload_is_of_the_config(host: Host) -> None:
-    old = "[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n"
-    daemon, run = host.run(WEB + old)
+OLD = "[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n"
+
+
+def begin_and_save(host: Host, daemon: Daemon, text: str) -> tuple[asyncio.Task[Any], Watcher]:
+    """A reload that has to wait for `old` to go, and `web`, of which something is saved then."""
     host.world.os.deaf = {signal.SIGTERM}
-    host.file.write_text(WEB)
-    first = host.world.begin(reply(daemon))
+    host.file.write_text(text)
+    reload = host.world.begin(reply(daemon))
     web = daemon.watchers["web"]
     host.world.run(web.set_options({"priority": 4}))
     host.world.run(daemon.save(web, {"priority": 4}))
+    return reload, web
+
+
+def let_go_on(host: Host, daemon: Daemon) -> None:
+    """`old` goes."""
     host.world.os.die(daemon.watchers["old"].slots.bodies[0][1].process.pid, -9)
     host.world.loop.advance(1.0)
+
+
+def test_what_is_saved_during_a_reload_is_of_the_config(host: Host) -> None:
+    daemon, run = host.run(WEB + OLD)
+    first, _ = begin_and_save(host, daemon, WEB)
+    let_go_on(host, daemon)
     assert first.done()
     assert daemon.config.watchers["web"].priority == 4
     assert host.next_config()[1].watchers == daemon.config.watchers
@@ -238,16 +252,9 @@ def test_what_is_saved_during_a_reload_is_of_the_config(host: Host) -> None:
 
 
 def test_what_is_saved_of_a_watcher_that_is_yet_to_change_holds(host: Host) -> None:
-    old = "[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n"
-    daemon, run = host.run(WEB + old)
-    host.world.os.deaf = {signal.SIGTERM}
-    host.file.write_text(WEB + "graceful_timeout = 9\n")
-    first = host.world.begin(reply(daemon))
-    web = daemon.watchers["web"]
-    host.world.run(web.set_options({"priority": 4}))
-    host.world.run(daemon.save(web, {"priority": 4}))
-    host.world.os.die(daemon.watchers["old"].slots.bodies[0][1].process.pid, -9)
-    host.world.loop.advance(1.0)
+    daemon, run = host.run(WEB + OLD)
+    first, web = begin_and_save(host, daemon, WEB + "graceful_timeout = 9\n")
+    let_go_on(host, daemon)
     assert first.done()
     assert (web.spec.priority, web.spec.graceful_timeout) == (4, 9)
     assert web.spec == daemon.config.watchers["web"]
@@ -293,17 +300,10 @@ def test_those_that_a_reload_adds_start_in_order(host: Host) -> None:
 
 def test_what_is_saved_before_a_limit_fails_is_set_still(host: Host) -> None:
     """The watcher stays as it was, so the files that it is known by don't say what was saved."""
-    old = "[watcher:old]\ncmd = old\ngraceful_timeout = 1000\n"
-    daemon, run = host.run(WEB + old)
-    host.world.os.deaf = {signal.SIGTERM}
-    host.file.write_text(WEB + "rlimit_nofile = 64\n")
-    first = host.world.begin(reply(daemon))
-    web = daemon.watchers["web"]
-    host.world.run(web.set_options({"priority": 4}))
-    host.world.run(daemon.save(web, {"priority": 4}))
+    daemon, run = host.run(WEB + OLD)
+    first, web = begin_and_save(host, daemon, WEB + "rlimit_nofile = 64\n")
     host.world.os.forbidden = {web.slots.bodies[0][1].process.pid}
-    host.world.os.die(daemon.watchers["old"].slots.bodies[0][1].process.pid, -9)
-    host.world.loop.advance(1.0)
+    let_go_on(host, daemon)
     assert isinstance(first.exception(), Incomplete)
     assert (web.spec.priority, web.overrides) == (4, {"priority": 4})
     loaded = host.next_config()[1]
