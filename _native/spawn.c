@@ -259,14 +259,14 @@ static void unshare_with(const struct child *child)
 }
 
 /* With signals blocked; closes our end of the child's sign. Returns the pid or -errno. */
-static int make_quietly(struct child *child, int sign, int *ret_pidfd, bool *ret_left)
+static int make_quietly(struct child *child, int *ret_pidfd, bool *ret_left)
 {
     const uint64_t all = ~(uint64_t)0;
     uint64_t mask;
     /* Not sigprocmask(), which leaves out glibc's own signals. */
     (void)syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, SIGSET_BYTES);
     int pid = make_child(child, ret_pidfd);
-    (void)close(sign);
+    (void)close(child->own_sign);
     *ret_left = pid > 0 && has_left(child, (struct timespec){PATIENCE, AT_ONCE});
     if (pid > 0 && PATIENCE && !*ret_left)
         (void)kill(pid, SIGKILL);
@@ -296,7 +296,7 @@ int spawn_begin(const struct spawn_spec *spec, struct spawn_result *ret_, struct
     child->own_sign = sign[1];
     share_with(child);
     bool left;
-    int pid = make_quietly(child, sign[1], &pidfd, &left);
+    int pid = make_quietly(child, &pidfd, &left);
     if (pid < 0) {
         rc = fail(ret_, cgroup_refused(child, -pid) ? SPAWN_STEP_CGROUP : SPAWN_STEP_CLONE, -1, -pid);
         unshare_with(child);
